@@ -27,7 +27,7 @@ lint: setup
 
 # pins what pip chooses from pyproject.toml's ranges; the torch line names no build, so that pip takes the machine's
 lock: setup
-	$(BIN)/pip install -q --dry-run --ignore-installed --report $(VENV)/report.json \
+	$(BIN)/pip install -qq --dry-run --ignore-installed --report $(VENV)/report.json \
 	  '.[recon3d,dev]' torch==2.13.0 torchvision==0.28.0
 	$(BIN)/python .ci/lock.py $(VENV)/report.json > requirements.lock
 
@@ -40,9 +40,9 @@ $(VENV)/.system: .ci/system-libraries | $(BIN)/python
 
 $(VENV)/.requirements: requirements.lock | $(BIN)/python
 	@echo "installing the pinned packages into $(VENV): about 4 minutes"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@touch $@
 
 $(VENV)/.package: pyproject.toml $(VENV)/.requirements
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
 	@touch $@

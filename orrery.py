@@ -1,0 +1,279 @@
+"""The front door: `orrery COMMAND ...`, one command composed of the rooms' own commands.
+
+Every command is one annotated function in its room, whose signature and docstring tyro turns into options and
+help. Rooms are imported only when one of their commands runs, so that `orrery --help` answers at once and a missing
+optional package matters only to the commands that need it.
+
+Exit codes: 0 done; 2 bad input (one line on stderr); 3 done, but refused or "cannot judge"; 130 interrupted.
+"""
+
+import contextlib
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import tyro
+
+# no telemetry, and a renderer that works without a screen; the user's own settings win for the latter
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+SWEEP_VIEWS = 40
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives (`module:function`), what it does, and one example."""
+
+    target: str
+    summary: str
+    example: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "probes.demo:demo",
+        "dream, sweep, NeRF, mesh and physics probes beside the reference world; writes report.html",
+        "orrery demo --out demo",
+    ),
+    "record": Command(
+        "envs.record:record",
+        "record episodes of any Gymnasium env with image observations",
+        "orrery record orrery/Room-v0 --episodes 100 --out data/room",
+    ),
+    "train tokenizer": Command(
+        "simulator.train_tokenizer:train_tokenizer",
+        "train the causal video autoencoder on recorded episodes",
+        "orrery train tokenizer --preset tiny --data data --out runs/tokenizer",
+    ),
+    "train world": Command(
+        "simulator.train:train",
+        "train the world model on recorded episodes",
+        "orrery train world --preset tiny --data data --tokenizer runs/tokenizer --out runs/world",
+    ),
+    "generate": Command(
+        "simulator.generate:generate",
+        "text, a picture or a clip in; a video or a picture out",
+        'orrery generate "a red box on a table" --frames 16 --seed 0 -o clip.mp4',
+    ),
+    "rollout": Command(
+        "envs.rollout:rollout",
+        "run a policy in a reference world or in the dream",
+        "orrery rollout orrery/Dream-v0 --policy random --episodes 2 --out rollouts",
+    ),
+    "asset": Command(
+        "recon3d.asset:asset",
+        "a video, pictures or prompt:TEXT in; a mesh out (.glb .ply .obj .xml)",
+        'orrery asset "prompt:a blue mug" -o mug.glb',
+    ),
+    "probe": Command(
+        "probes.probe:probe",
+        "measure how consistent a video, an env or a checkpoint is",
+        "orrery probe orrery/Lab-v0 --out probes-lab",
+    ),
+    "eval": Command(
+        "simulator.fidelity:evaluate",
+        "fidelity on held-out seeds, beside copying the first frame",
+        "orrery eval default --data data",
+    ),
+    "bench": Command(
+        "probes.bench:bench",
+        "speed of the dream, the reference worlds and the NeRF, in one run",
+        "orrery bench",
+    ),
+    "ns": Command(
+        "recon3d.nerfstudio_shims:run",
+        "nerfstudio's own train, viewer, export and eval, with orrery-nerf among its methods",
+        "orrery ns train orrery-nerf --data captures/thing",
+    ),
+}
+
+EXTRA_OF_PACKAGE = {
+    "coacd": "recon3d",
+    "nerfstudio": "recon3d",
+    "open3d": "recon3d",
+    "pycolmap": "recon3d",
+    "skimage": "recon3d",
+    "torchvision": "recon3d",
+    "trimesh": "recon3d",
+    "diffusers": "pretrained",
+    "ray": "scale",
+    "stable_baselines3": "agents",
+}
+
+BAD_INPUT = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit code.
+
+    Args:
+        arguments: what follows `orrery`; the process's own without it.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = run(words)
+    except KeyboardInterrupt:
+        code = complain("interrupted", 130)
+    except BAD_INPUT as error:
+        if os.environ.get("ORRERY_DEBUG"):
+            raise
+        code = complain(one_line(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRA_OF_PACKAGE:
+            raise
+        code = complain(f"{package} is not installed; pip install 'orrery[{EXTRA_OF_PACKAGE[package]}]'")
+    sys.exit(code)
+
+
+def run(words: list[str]) -> int:
+    """Find the command in the words and call it; the exit code.
+
+    Raises:
+        ValueError: there is no such command, or its options do not parse.
+    """
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"orrery {importlib.metadata.version('orrery')}")
+        return 0
+    name = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS), None)
+    if name is None:
+        return offer(words)
+    rest = words[len(name.split()) :]
+    module, function = COMMANDS[name].target.split(":")
+    command = getattr(importlib.import_module(module), function)
+    if name == "ns":
+        return command(rest)
+    with contextlib.ExitStack() as stack:
+        if name == "asset" and any(word.startswith("prompt:") for word in rest):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="orrery-sweep-"))
+            rest = dream_the_prompt(rest, Path(folder))
+        call = parse(command, name, rest)
+        return call()
+
+
+def overview(prefix: str = "") -> str:
+    """The help of the front door: one line and one example per command (those that start with `prefix`)."""
+    chosen = {name: command for name, command in COMMANDS.items() if name.startswith(prefix)}
+    width = max(map(len, chosen))
+    lines = ["Orrery: dream worlds from prompts, step them, rebuild them in 3D, measure their physics.", ""]
+    lines += [
+        f"usage: orrery {prefix or 'COMMAND '}...    (orrery COMMAND --help shows a command's options)",
+        "",
+    ]
+    lines += [f"  {name:{width}}  {command.summary}" for name, command in chosen.items()]
+    lines += ["", "examples:", *(f"  {command.example}" for command in chosen.values())]
+    lines += ["", "exit codes: 0 done, 2 bad input, 3 done but refused or cannot judge, 130 interrupted"]
+    return "\n".join(lines)
+
+
+def offer(words: list[str]) -> int:
+    """Answer words that are no command: a group's own help, or the nearest command."""
+    group = words[0] + " "
+    members = [name for name in COMMANDS if name.startswith(group)]
+    if members and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(overview(group))
+        return 0
+    wanted = " ".join(words[:2]) if members else words[0]
+    near = difflib.get_close_matches(wanted, members or COMMANDS, n=1, cutoff=0.4)
+    hint = f"did you mean `orrery {near[0]}`?" if near else "`orrery --help` lists them"
+    raise ValueError(f"no command {wanted!r}; {hint}")
+
+
+def parse(command, name: str, words: list[str]):
+    """The command's call with its options parsed from the words; nothing of the room runs yet.
+
+    Raises:
+        ValueError: the words do not parse; the message is tyro's, on one line.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(deferred(command), prog=f"orrery {name}", args=words)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(f"{flattened(said.getvalue())}; see orrery {name} --help") from None
+
+
+def deferred(command):
+    """The same command with the same signature that, called, returns its call."""
+
+    @functools.wraps(command)
+    def call_later(*args, **kwargs):
+        return lambda: command(*args, **kwargs)
+
+    return call_later
+
+
+def flattened(box: str) -> str:
+    """What tyro's error box says, on one line, without its frame and its pointers to the help."""
+    sections = [[]]
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ ")
+        if text and not text.strip("─"):
+            sections.append([])
+        elif "─" not in text and text:
+            sections[-1].append(text)
+    kept = [" ".join(lines) for lines in sections if lines and "helptext" not in lines[0]]
+    return "; ".join(kept) or "the options do not parse"
+
+
+def one_line(error: Exception) -> str:
+    """An error's message on one line; an OSError names its file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def complain(message: str, code: int = 2) -> int:
+    """One line on stderr, and the exit code."""
+    print(f"orrery: {message}", file=sys.stderr)
+    return code
+
+
+def dream_the_prompt(words: list[str], folder: Path) -> list[str]:
+    """Replace `prompt:TEXT` by a folder with a dreamt camera sweep of it, to be read like any capture.
+
+    The sweep is one whole turn by the shipped weights; `--seed` among the words also seeds the dream.
+    """
+    place = next(k for k, word in enumerate(words) if word.startswith("prompt:"))
+    prompt = words[place].removeprefix("prompt:").strip()
+    seed = int(words[words.index("--seed") + 1]) if "--seed" in words[:-1] else 0
+    simulator = importlib.import_module("simulator.world_model")
+    canvas = importlib.import_module("simulator.canvas").Canvas
+    video = importlib.import_module("simulator.video")
+    cameras_of = importlib.import_module("recon3d.cameras")
+    cameras = importlib.import_module("recon3d.sweeps").orbit(SWEEP_VIEWS)
+    request = canvas.text_to_video(prompt, SWEEP_VIEWS, world="Orbit", cameras=cameras)
+    frames = simulator.WorldModel.load("default").generate(request, seed=seed)
+    files = [f"{k:03d}.png" for k in range(len(frames))]
+    for name, frame in zip(files, frames, strict=True):
+        video.write_image(folder / name, frame)
+    (folder / "transforms.json").write_text(json.dumps(cameras_of.to_transforms(cameras, files)))
+    return [*words[:place], str(folder), *words[place + 1 :]]
+
+
+if __name__ == "__main__":
+    main()

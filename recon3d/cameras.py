@@ -197,7 +197,7 @@ def from_transforms(transforms: dict[str, Any]) -> tuple[Cameras, list[str]]:
     Intrinsics may stand per frame or once for all; the focal length may be given as `camera_angle_x`.
 
     Raises:
-        ValueError: no frames, no intrinsics, several picture sizes, or lens distortion, which a pinhole has not.
+        ValueError: no frames, no intrinsics, several picture sizes, or lens distortion.
     """
     frames = transforms.get("frames") or []
     if not frames:
@@ -207,9 +207,8 @@ def from_transforms(transforms: dict[str, Any]) -> tuple[Cameras, list[str]]:
         values = {**{k: v for k, v in transforms.items() if k != "frames"}, **frame}
         bent = [k for k in ("k1", "k2", "k3", "k4", "p1", "p2") if abs(values.get(k, 0.0)) > 1e-6]
         if bent or values.get("camera_model", "OPENCV") not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
-            raise ValueError(
-                f"transforms.json must describe pinhole cameras, got {bent or values['camera_model']}; undistort"
-            )
+            found = bent or values["camera_model"]
+            raise ValueError(f"transforms.json must describe pinhole cameras, got {found}; undistort first")
         lacking = [k for k in ("h", "w", "transform_matrix", "file_path") if k not in values]
         if lacking or not ("fl_x" in values or "camera_angle_x" in values):
             raise ValueError(

@@ -1,0 +1,127 @@
+"""The radiance field of our NeRF: voxel pyramids, a sky, and a per-ray shading network (tensors only).
+
+In the family of DVGO (Sun et al. 2022, arXiv:2111.11215: density activated after interpolation) and Plenoxels
+(Fridovich-Keil et al. 2022, arXiv:2112.05131), with two choices for a CPU. The density itself, baked into one
+small grid from time to time, says where to sample, so no proposal network is trained. What depends on the viewing
+direction is added once per ray from features that are composited like colours (deferred shading, Hedman et al.
+2021, arXiv:2103.14645), so no network runs per sample.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from recon3d.volume import distortion, median_distance, resample, spread, stratified, weights_of
+from recon3d.voxels import VoxelPyramid, contract, interpolate
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """Lengths are in model units: `reconstruct` puts the mean camera distance from the focus at 1."""
+
+    resolutions: tuple[int, ...] = (24, 56, 128)  # voxels a side, coarse to fine
+    features: int = 4  # composited per ray for shading that depends on the direction
+    inner: float = 0.6  # half side of the box that gets most voxels
+    share: float = 0.8  # part of each axis of the grid that the inner box gets
+    near: float = 0.1
+    middle: float = 2.0  # samples are even in distance up to here, even in 1 / distance beyond
+    far: float = 30.0
+    coarse_samples: int = 80  # density look-ups in the baked grid, without gradients
+    fine_samples: int = 32  # full look-ups, with gradients
+    baked_resolution: int = 64
+    density_scale: float = 25.0  # density of a raw value of about 1
+    density_shift: float = -4.0  # raw value of empty space at the start
+    sky_resolution: int = 12
+
+
+class RadianceField(nn.Module):
+    """Colour, opacity and distance along rays."""
+
+    def __init__(self, config: FieldConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.density = VoxelPyramid(config.resolutions, 1)
+        self.colour = VoxelPyramid(config.resolutions, 3 + config.features)
+        self.sky = VoxelPyramid((config.sky_resolution,), 3)
+        self.shading = nn.Sequential(nn.Linear(config.features + 9, 32), nn.ReLU(), nn.Linear(32, 3))
+        nn.init.zeros_(self.shading[-1].weight)
+        nn.init.zeros_(self.shading[-1].bias)
+        for table in self.colour.tables[:1]:
+            nn.init.normal_(table[:, 3:], std=0.1)
+        self.register_buffer("baked", torch.zeros(config.baked_resolution**3, 1))
+        self.levels = len(config.resolutions)
+        self.bake()
+
+    def activated(self, raw: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return nn.functional.softplus(raw + self.config.density_shift) * self.config.density_scale
+
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Refreshes the small density grid that guides sampling."""
+        raw = self.density.baked(self.config.baked_resolution, self.levels)
+        self.baked.copy_(self.activated(raw))
+
+    @torch.no_grad()
+    def edges(
+        self,
+        origins: Float[Tensor, "r 3"],
+        directions: Float[Tensor, "r 3"],
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "r edges"]:
+        """Where to sample: interval borders from the baked density (sampling is never differentiated)."""
+        c = self.config
+        unit = stratified(len(origins), c.coarse_samples, generator, origins.device)
+        edges = spread(unit, c.near, c.middle, c.far)
+        points = contract(self._middles(origins, directions, edges), c.inner, c.share)
+        density = interpolate(self.baked, points, (c.baked_resolution,) * 3).view(len(origins), -1)
+        unit = resample(unit, weights_of(density, edges), c.fine_samples, generator)
+        return spread(unit, c.near, c.middle, c.far)
+
+    def forward(
+        self,
+        origins: Float[Tensor, "r 3"],
+        directions: Float[Tensor, "r 3"],
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Float[Tensor, "r *c"]]:
+        """Renders rays with unit directions.
+
+        Returns:
+            rgb (r 3, in [0, 1]), opacity (r), distance (r, expected and median, along the ray), and the spread
+            of the weights (scalar; a loss).
+        """
+        c = self.config
+        edges = self.edges(origins, directions, generator)
+        points = contract(self._middles(origins, directions, edges), c.inner, c.share)
+        density = self.activated(self.density(points, self.levels)).view(len(origins), -1)
+        weights = weights_of(density, edges)
+        values = self.colour(points, self.levels).view(*weights.shape, -1)
+        opacity = weights.sum(-1)
+        rgb = (weights[..., None] * torch.sigmoid(values[..., :3])).sum(1)
+        features = (weights[..., None] * values[..., 3:]).sum(1)
+        sky = torch.sigmoid(self.sky(directions * 0.99, 1))
+        rgb = rgb + (1 - opacity)[:, None] * sky
+        rgb = rgb + self.shading(torch.cat([features, harmonics(directions)], -1)) * opacity[:, None]
+        middles = (edges[:, 1:] + edges[:, :-1]) / 2
+        return {
+            "rgb": rgb,
+            "opacity": opacity,
+            "expected": (weights * middles).sum(-1) / opacity.clamp(min=1e-6),
+            "median": median_distance(weights, edges),
+            "spread": distortion(weights, 1 - 1 / (1 + edges)),
+        }
+
+    @staticmethod
+    def _middles(
+        origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"], edges: Float[Tensor, "r edges"]
+    ) -> Float[Tensor, "p 3"]:
+        middles = (edges[:, 1:] + edges[:, :-1]) / 2
+        return (origins[:, None] + middles[..., None] * directions[:, None]).view(-1, 3)
+
+
+def harmonics(directions: Float[Tensor, "r 3"]) -> Float[Tensor, "r 9"]:
+    """Real spherical harmonics up to degree 2, without their constants (a linear layer follows)."""
+    x, y, z = directions.unbind(-1)
+    terms = (torch.ones_like(x), x, y, z, x * y, y * z, z * x, x * x - y * y, 3 * z * z - 1)
+    return torch.stack(terms, dim=-1)

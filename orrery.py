@@ -1,8 +1,8 @@
 """The front door: `orrery COMMAND ...`, one command composed of the rooms' own commands.
 
 Every command is one annotated function in its room, whose signature and docstring tyro turns into options and
-help. Rooms are imported only when one of their commands runs, so that `orrery --help` answers at once and a missing
-optional package matters only to the commands that need it.
+help. Rooms are imported only when one of their commands runs, so that `orrery --help` answers at once and a
+missing optional package matters only to the commands that need it.
 
 Exit codes: 0 done; 2 bad input (one line on stderr); 3 done, but refused or "cannot judge"; 130 interrupted.
 """

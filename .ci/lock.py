@@ -1,7 +1,7 @@
 """Prints requirements.lock from pip's own installation report: python .ci/lock.py REPORT > requirements.lock.
 
-Local build labels (torch's +cpu) and the CUDA runtime packages are left out: pip adds those that the machine's
-torch asks for.
+Local build labels (torch's +cpu) and the CUDA runtime packages are left out: pip adds those that the
+machine's torch asks for.
 """
 
 import json

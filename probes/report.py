@@ -61,6 +61,7 @@ def write_report(
     media: Sequence[Media] = (),
     *,
     reference: Sequence[Measurement] = (),
+    subject_name: str = "subject",
     title: str = "Orrery report",
     notes: Sequence[str] = (),
     params: Mapping[str, object] | None = None,
@@ -77,6 +78,7 @@ def write_report(
         media: what to show, in order.
         reference: numbers of the same protocol on a reference world, paired by name; stored with the prefix
             `reference/`.
+        subject_name: what the subject is called in tables and charts.
         title: heading of the page.
         notes: one paragraph each, under the heading.
         params: settings for the table at the foot and for MLflow.
@@ -100,9 +102,10 @@ def write_report(
     stored = [*measurements, *(replace(m, name=f"reference/{m.name}") for m in reference)]
     numbers = write_measurements(out_dir / "measurements.json", stored, target=target, seed=seed)
     settings = {"target": target, "seed": seed, "version": orrery_version(), **(params or {})}
-    page = _page(title, notes, _table(measurements, reference), _gallery(media, out_dir), settings) + _charts(
-        measurements, reference
-    )
+    page = _page(title, notes, settings)
+    page += _gallery(media, out_dir)
+    page += f"<h2>Measurements</h2>{_table(measurements, reference, subject_name)}"
+    page += _charts(measurements, reference, subject_name)
     report = _write_whole(out_dir / "report.html", page + _foot(settings))
     if track:
         log_to_mlflow(experiment, target, settings, stored, [report, numbers, *(item.path for item in media)])
@@ -157,18 +160,14 @@ def _number(measurement: Measurement | None) -> str:
     if measurement is None:
         return '<span class="quiet">not measured</span>'
     if math.isnan(measurement.value):
-        return '<span class="quiet">cannot judge</span>'
+        return '<span class="badge cannot-judge">cannot judge</span>'
     text = f'<b>{measurement.value:.3g}</b> <span class="unit">{html.escape(measurement.unit)}</span>'
     low, high = measurement.interval
     if math.isfinite(low) and math.isfinite(high):
         text += f'<br><span class="quiet">95 %: {low:.3g} to {high:.3g}</span>'
-    return text
-
-
-def _verdict(measurement: Measurement | None) -> str:
-    if measurement is None:
-        return ""
-    return f'<span class="badge {measurement.verdict.replace(" ", "-")}">{measurement.verdict}</span>'
+    return (
+        f'{text}<br><span class="badge {measurement.verdict.replace(" ", "-")}">{measurement.verdict}</span>'
+    )
 
 
 def _wish(measurement: Measurement) -> str:
@@ -178,11 +177,11 @@ def _wish(measurement: Measurement) -> str:
     return f"{measurement.better} is better"
 
 
-def _table(measurements: Sequence[Measurement], reference: Sequence[Measurement]) -> str:
+def _table(measurements: Sequence[Measurement], reference: Sequence[Measurement], subject_name: str) -> str:
     partner = {m.name: m for m in reference}
     names = [m.name for m in measurements]
     alone = [m for m in reference if m.name not in names]
-    head = ["measurement", "subject", *(["reference", "ratio"] if reference else []), "verdict", "evidence"]
+    head = ["measurement", subject_name, *(["reference", "ratio"] if reference else []), "evidence"]
     rows = []
     for m in [*measurements, *alone]:
         subject, other = (m, partner.get(m.name)) if m.name in names else (None, m)
@@ -194,7 +193,7 @@ def _table(measurements: Sequence[Measurement], reference: Sequence[Measurement]
         evidence = [f"{part.support:,} {part.support_unit}" for part in both]
         reasons = dict.fromkeys(part.reason for part in both if part.reason)
         why = "".join(f'<br><span class="quiet">{html.escape(reason)}</span>' for reason in reasons)
-        cells += [" ".join(_verdict(part) for part in both), " / ".join(dict.fromkeys(evidence)) + why]
+        cells.append(" / ".join(dict.fromkeys(evidence)) + why)
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     titles = "".join(f"<th>{title}</th>" for title in head)
     body = "".join(rows) or f'<tr><td colspan="{len(head)}">no measurement was asked for</td></tr>'
@@ -231,23 +230,23 @@ def _shown(path: Path, out_dir: Path, caption: str) -> str:
     return f'<img src="{source}" alt="{label}">'
 
 
-def _charts(measurements: Sequence[Measurement], reference: Sequence[Measurement]) -> str:
+def _charts(measurements: Sequence[Measurement], reference: Sequence[Measurement], subject_name: str) -> str:
     """One chart per measurement with a curve, the reference's over the same axes."""
     partner = {m.name: m for m in reference}
     figures = [
-        _figure(_chart(m, partner.get(m.name)), m.name)
+        _figure(_chart(m, partner.get(m.name), subject_name), m.name)
         for m in measurements
         if len(m.curve) > 1 or (m.name in partner and len(partner[m.name].curve) > 1)
     ]
     return f'<h2>Over time</h2><div class="grid charts">{"".join(figures)}</div>' if figures else ""
 
 
-def _chart(subject: Measurement, reference: Measurement | None) -> str:
+def _chart(subject: Measurement, reference: Measurement | None, subject_name: str) -> str:
     """The curves as an HTML picture in a light and a dark version."""
     pictures = {}
     for theme, (ink, grid) in THEMES.items():
         figure, axes = plt.subplots(figsize=(5.4, 3.0), dpi=130, layout="constrained")
-        drawn = [("subject", subject, SUBJECT), ("reference", reference, REFERENCE)]
+        drawn = [(subject_name, subject, SUBJECT), ("reference", reference, REFERENCE)]
         for who, measurement, colour in drawn:
             if measurement is None or len(measurement.curve) < 2:
                 continue
@@ -270,7 +269,7 @@ def _chart(subject: Measurement, reference: Measurement | None) -> str:
     return f'<picture>{dark}<img class="chart" src="{pictures["light"]}" alt="{label} over time"></picture>'
 
 
-def _page(title: str, notes: Sequence[str], table: str, gallery: str, settings: Mapping[str, object]) -> str:
+def _page(title: str, notes: Sequence[str], settings: Mapping[str, object]) -> str:
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     line = f"{settings['target']} · seed {settings['seed']} · orrery {settings['version']} · {when}"
     text = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
@@ -278,7 +277,6 @@ def _page(title: str, notes: Sequence[str], table: str, gallery: str, settings: 
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
         f'<main><h1>{html.escape(title)}</h1><p class="quiet">{html.escape(line)}</p>{text}'
-        f"{gallery}<h2>Measurements</h2>{table}"
     )
 
 
@@ -309,7 +307,8 @@ h2 { font-size: 18px; margin: 36px 0 12px; }
 p { max-width: 75ch; margin: 8px 0; }
 .quiet, .unit, figcaption { color: var(--quiet); }
 .quiet { font-size: 13px; }
-.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
+.grid { display: grid; gap: 16px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); }
 figure, .wide { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 figure { margin: 0; overflow: hidden; }

@@ -1,0 +1,253 @@
+"""Depth -> surface, with Open3D: fusion, cleaning, pictures and scores of meshes. Metres, +Z up.
+
+Open3D takes w2c, camera z as depth, and has pixel centres at integers: converted here (`cx - 0.5, cy - 0.5`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import open3d
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from recon3d.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles with a colour per vertex (sRGB)."""
+
+    vertices: Float[Tensor, "v 3"]
+    faces: Int[Tensor, "f 3"]
+    colours: UInt8[Tensor, "v 3"]
+
+
+@dataclass(frozen=True)
+class PointCloud:
+    """Points on surfaces with a colour (sRGB) and a unit normal each."""
+
+    points: Float[Tensor, "p 3"]
+    colours: UInt8[Tensor, "p 3"]
+    normals: Float[Tensor, "p 3"]
+
+
+@dataclass(frozen=True)
+class MeshScore:
+    """How well a surface agrees with the truth.
+
+    Attributes:
+        accuracy_m: mean distance from the surface to the truth.
+        completeness_m: mean distance from the truth to the surface.
+        chamfer_m: mean of the two.
+        f_score: harmonic mean of the shares of each that lie within the threshold of the other.
+        threshold_m: that threshold.
+        support: points of the truth that were compared.
+    """
+
+    accuracy_m: float
+    completeness_m: float
+    chamfer_m: float
+    f_score: float
+    threshold_m: float
+    support: int
+
+
+def fuse(
+    rgb: UInt8[Tensor, "n h w 3"],
+    depth: Float[Tensor, "n h w"],
+    cameras: Cameras,
+    voxel_m: float,
+    *,
+    truncation_voxels: float = 4.0,
+    fewest_views: int = 2,
+) -> Mesh:
+    """Fuses depth (camera z, metres; 0 where unknown) into one surface (TSDF; Curless and Levoy 1996).
+
+    Open3D's block grid is used; its older `ScalableTSDFVolume` comes back empty in 0.20.
+
+    Args:
+        fewest_views: surface that fewer views saw is left out.
+
+    Raises:
+        ValueError: the voxels are not of positive size.
+    """
+    if not voxel_m > 0:
+        raise ValueError(f"voxel_m must be positive, got {voxel_m}; half a pixel's footprint is usual")
+    core, float32 = open3d.core, open3d.core.float32
+    grid = open3d.t.geometry.VoxelBlockGrid(
+        attr_names=("tsdf", "weight", "color"),
+        attr_dtypes=(float32, float32, float32),
+        attr_channels=((1), (1), (3)),
+        voxel_size=voxel_m,
+        block_resolution=8,
+        block_count=20000,
+    )
+    known = torch.nan_to_num(depth.float(), posinf=0.0).cpu()
+    reach = dict(
+        depth_scale=1.0, depth_max=float(known.max()) + 1.0, trunc_voxel_multiplier=truncation_voxels
+    )
+    intrinsics, poses = cameras.K.double().cpu().clone(), cameras.w2c.double().cpu()
+    intrinsics[:, :2, 2] -= 0.5
+    for picture, z, K, w2c in zip(rgb.cpu().float() / 255, known, intrinsics, poses, strict=True):
+        if not z.any():
+            continue
+        image = open3d.t.geometry.Image(core.Tensor(z.numpy()))
+        colour = open3d.t.geometry.Image(core.Tensor(np.ascontiguousarray(picture.numpy())))
+        K_, w2c_ = core.Tensor(K.numpy()), core.Tensor(w2c.numpy())
+        blocks = grid.compute_unique_block_coordinates(image, K_, w2c_, **reach)
+        grid.integrate(blocks, image, colour, K_, K_, w2c_, **reach)
+    if not known.any():
+        return Mesh(
+            torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.uint8)
+        )
+    return _from_open3d(grid.extract_triangle_mesh(weight_threshold=fewest_views - 0.5).to_legacy())
+
+
+def keep_inside(
+    cameras: Cameras, depth: Float[Tensor, "n h w"], centre: Float[Tensor, " 3"], half_m: float
+) -> Float[Tensor, "n h w"]:
+    """Depth with 0 (unknown) wherever the surface lies outside a cube around a point."""
+    inside = ((cameras.unproject(depth) - centre).abs() <= half_m).all(-1)
+    return torch.where(inside, depth, torch.zeros_like(depth))
+
+
+def cleaned(mesh: Mesh, smallest_share: float = 0.02, smoothing: int = 0) -> Mesh:
+    """Without pieces of less than a share of the largest one's faces; optionally smoothed (Taubin 1995)."""
+    surface = _to_open3d(mesh)
+    labels, counts, _ = surface.cluster_connected_triangles()
+    labels, counts = np.asarray(labels), np.asarray(counts)
+    if len(counts):
+        surface.remove_triangles_by_mask(counts[labels] < smallest_share * counts.max())
+    surface.remove_degenerate_triangles()
+    surface.remove_unreferenced_vertices()
+    if smoothing:
+        surface = surface.filter_smooth_taubin(smoothing)
+    return _from_open3d(surface)
+
+
+def decimated(mesh: Mesh, faces: int) -> Mesh:
+    """At most so many faces (quadric errors; Garland and Heckbert 1997)."""
+    if faces < 4:
+        raise ValueError(f"faces must be at least 4, got {faces}; thousands are usual")
+    if len(mesh.faces) <= faces:
+        return mesh
+    return _from_open3d(_to_open3d(mesh).simplify_quadric_decimation(faces))
+
+
+def picture(mesh: Mesh, camera: Cameras) -> UInt8[Tensor, "n h w 3"]:
+    """Shaded pictures of a mesh on white, cast ray by ray: no window, no graphics driver.
+
+    Vertex colours, dimmed where the surface turns away from the camera.
+    """
+    scene, ids = _raycasting(mesh)
+    origins, directions = camera.rays()
+    rays = torch.cat([origins, directions], dim=-1).cpu().numpy().astype(np.float32)
+    hit = scene.cast_rays(open3d.core.Tensor(rays))
+    face = torch.from_numpy(hit["primitive_ids"].numpy().astype(np.int64))
+    seen = torch.from_numpy(hit["geometry_ids"].numpy() == ids)
+    uv = torch.from_numpy(hit["primitive_uvs"].numpy())
+    normal = torch.from_numpy(hit["primitive_normals"].numpy())
+    if not len(mesh.faces):
+        return torch.full((*seen.shape, 3), 255, dtype=torch.uint8)
+    corner_colours = mesh.colours.cpu().float()[mesh.faces.cpu()[torch.where(seen, face, 0)]]
+    barycentric = torch.cat([1 - uv.sum(-1, keepdim=True), uv], dim=-1)
+    colour = (corner_colours * barycentric[..., None]).sum(-2)
+    shade = 0.55 + 0.45 * (normal * directions.cpu()).sum(-1, keepdim=True).abs()
+    return torch.where(seen[..., None], colour * shade, 255.0).round().clamp(0, 255).to(torch.uint8)
+
+
+def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
+    """Points spread evenly over the area of a mesh."""
+    corners = mesh.vertices[mesh.faces]
+    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1)
+    face = torch.multinomial(area, count, replacement=True, generator=generator)
+    u, v = torch.rand(2, count, 1, generator=generator)
+    u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
+    a, b, c = corners[face].unbind(1)
+    return a + u * (b - a) + v * (c - a)
+
+
+def distances(points: Float[Tensor, "p 3"], mesh: Mesh) -> Float[Tensor, " p"]:
+    """Distance of each point to the nearest point of a surface, metres."""
+    scene, _ = _raycasting(mesh)
+    query = open3d.core.Tensor(points.cpu().numpy().astype(np.float32))
+    return torch.from_numpy(scene.compute_distance(query).numpy())
+
+
+def seen_by(
+    points: Float[Tensor, "p 3"], cameras: Cameras, depth: Float[Tensor, "n h w"], tolerance_m: float = 0.02
+) -> Int[Tensor, " p"]:
+    """How many cameras see each point: it projects into the picture, no deeper than the depth there says."""
+    pixels, z = cameras.project(points)
+    column, row = pixels.floor().long().unbind(-1)
+    inside = (z > 0) & (column >= 0) & (column < cameras.width) & (row >= 0) & (row < cameras.height)
+    view = torch.arange(len(cameras))[:, None].expand_as(row)
+    found = depth[view, row.clamp(0, cameras.height - 1), column.clamp(0, cameras.width - 1)]
+    return (inside & (z <= found + tolerance_m)).sum(0)
+
+
+def score(
+    mesh: Mesh,
+    truth: Mesh,
+    cameras: Cameras,
+    depth: Float[Tensor, "n h w"],
+    *,
+    threshold_m: float,
+    generator: torch.Generator,
+    centre: Float[Tensor, " 3"] | None = None,
+    half_m: float = float("inf"),
+    count: int = 20000,
+) -> MeshScore:
+    """Compares a mesh with the truth on surfaces that at least three views see.
+
+    Args:
+        depth: the truth's depth at the cameras (metres), which decides what is seen.
+        threshold_m: distance that counts as agreement in the F-score.
+        centre: with `half_m`, a cube outside of which nothing is compared.
+
+    Returns:
+        NaN scores with support 0 where nothing is left to compare.
+    """
+    real = sample_surface(truth, count, generator)
+    keep: Bool[Tensor, " p"] = seen_by(real, cameras, depth) >= 3
+    if centre is not None:
+        keep &= ((real - centre).abs() <= half_m).all(-1)
+    real = real[keep]
+    if not len(mesh.faces) or not len(real):
+        nan = float("nan")
+        return MeshScore(nan, nan, nan, nan, threshold_m, 0)
+    made = sample_surface(mesh, count, generator)
+    if centre is not None:
+        made = made[((made - centre).abs() <= half_m).all(-1)]
+    to_truth, to_mesh = distances(made, truth), distances(real, mesh)
+    precision = (to_truth <= threshold_m).float().mean().item()
+    recall = (to_mesh <= threshold_m).float().mean().item()
+    accuracy, completeness = to_truth.mean().item(), to_mesh.mean().item()
+    f_score = 2 * precision * recall / max(precision + recall, 1e-9)
+    return MeshScore(accuracy, completeness, (accuracy + completeness) / 2, f_score, threshold_m, len(real))
+
+
+def _raycasting(mesh: Mesh) -> tuple[open3d.t.geometry.RaycastingScene, int]:
+    scene = open3d.t.geometry.RaycastingScene()
+    vertices = open3d.core.Tensor(mesh.vertices.cpu().numpy().astype(np.float32))
+    faces = open3d.core.Tensor(mesh.faces.cpu().numpy().astype(np.uint32))
+    return scene, scene.add_triangles(vertices, faces)
+
+
+def _to_open3d(mesh: Mesh) -> open3d.geometry.TriangleMesh:
+    surface = open3d.geometry.TriangleMesh(
+        open3d.utility.Vector3dVector(mesh.vertices.double().cpu().numpy()),
+        open3d.utility.Vector3iVector(mesh.faces.cpu().numpy().astype(np.int32)),
+    )
+    surface.vertex_colors = open3d.utility.Vector3dVector(mesh.colours.double().cpu().numpy() / 255)
+    return surface
+
+
+def _from_open3d(surface: open3d.geometry.TriangleMesh) -> Mesh:
+    colours = np.asarray(surface.vertex_colors).reshape(-1, 3)
+    return Mesh(
+        torch.from_numpy(np.asarray(surface.vertices).astype(np.float32)).reshape(-1, 3),
+        torch.from_numpy(np.asarray(surface.triangles).astype(np.int64)).reshape(-1, 3),
+        torch.from_numpy((colours * 255).round().clip(0, 255).astype(np.uint8)),
+    )

@@ -1,0 +1,447 @@
+"""Frames and cameras -> radiance field, with nerfstudio: the only file that imports it and knows its conventions.
+
+`orrery-nerf` is a nerfstudio method (entry point `nerfstudio.method_configs`) around `recon3d.field`, made for a
+CPU; `reconstruct` trains it on frames in memory. Inside nerfstudio's box lengths are scaled so that the mean
+distance of the cameras from their focus point is 1, with that point at the origin: our own similarity
+(`recon3d.similarity`), whose inverse is kept. Axes need no change, since rays are handed over and not poses. nerfstudio's pose optimiser and
+appearance embeddings stay off, or they would absorb the inconsistency that a held-out view is to reveal.
+nerfstudio's `depth` is the distance along the ray; `View.depth` is camera z, converted here, once.
+"""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from recon3d.cameras import Cameras
+from recon3d.field import FieldConfig, RadianceField
+from recon3d.mesh import Mesh, PointCloud, fuse, keep_inside
+from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download
+from recon3d.similarity import NothingReconstructed, Similarity, focus_similarity
+from recon3d.torchvision_operators import declare_missing_operators
+from recon3d.views import HeldOut, View, normals_from_depth, psnr, score_held_out, ssim
+
+declare_missing_operators()
+allow_checkpoint_scalars()
+
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig  # noqa: E402 (after the shims)
+from nerfstudio.cameras.rays import RayBundle  # noqa: E402
+from nerfstudio.configs.base_config import ViewerConfig  # noqa: E402
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig  # noqa: E402
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig  # noqa: E402
+from nerfstudio.data.scene_box import SceneBox  # noqa: E402
+from nerfstudio.engine.callbacks import (  # noqa: E402
+    TrainingCallback,
+    TrainingCallbackAttributes,
+    TrainingCallbackLocation,
+)
+from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers  # noqa: E402
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig  # noqa: E402
+from nerfstudio.engine.trainer import TrainerConfig  # noqa: E402
+from nerfstudio.models.base_model import Model, ModelConfig  # noqa: E402
+from nerfstudio.models.nerfacto import NerfactoModelConfig  # noqa: E402
+from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig  # noqa: E402
+from nerfstudio.plugins.types import MethodSpecification  # noqa: E402
+
+
+@dataclass
+class OrreryNerfModelConfig(ModelConfig):
+    """nerfstudio's configuration of our model (tyro shows the comments)."""
+
+    _target: type = field(default_factory=lambda: OrreryNerfModel)
+    field: FieldConfig = field(default_factory=FieldConfig)
+    coarse_steps: int = 200  # steps until the finest voxels take part
+    bake_every: int = 16  # steps between refreshes of the density grid that guides sampling
+    distortion_loss_mult: float = 0.01
+    seed: int = 0
+    enable_collider: bool = False
+    eval_num_rays_per_chunk: int = 8192
+
+
+class OrreryNerfModel(Model):
+    """`RadianceField` as a nerfstudio model."""
+
+    config: OrreryNerfModelConfig
+
+    def populate_modules(self) -> None:
+        super().populate_modules()
+        self.field = RadianceField(self.config.field)
+        self.generators: dict[torch.device, torch.Generator] = {}
+
+    def generator(self) -> torch.Generator:
+        """Source of the random sample positions, on the device of the model."""
+        if self.device not in self.generators:
+            self.generators[self.device] = torch.Generator(self.device).manual_seed(self.config.seed)
+        return self.generators[self.device]
+
+    def get_param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
+        parts = {name: getattr(self.field, name) for name in ("density", "colour", "sky", "shading")}
+        return {name: list(part.parameters()) for name, part in parts.items()}
+
+    def update_to_step(self, step: int) -> None:
+        """Coarse to fine: the number of levels that take part at a step."""
+        total = len(self.config.field.resolutions)
+        self.field.levels = min(total, 1 + step * total // max(self.config.coarse_steps, 1))
+
+    def before_step(self, step: int) -> None:
+        self.update_to_step(step)
+        if step % self.config.bake_every == 0:
+            self.field.bake()
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.before_step)]
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
+        """Colours, accumulation and distance along the ray (nerfstudio calls it depth)."""
+        generator = self.generator() if self.training else None
+        out = self.field(ray_bundle.origins, ray_bundle.directions, generator)
+        outputs = {name: out[key][..., None] for name, key in _OUTPUTS.items()} | {"rgb": out["rgb"]}
+        return outputs | {"spread": out["spread"]} if self.training else outputs
+
+    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        error = (outputs["rgb"].detach() - batch["image"].to(self.device)).square().mean()
+        return {"psnr": -10 * torch.log10(error)}
+
+    def get_loss_dict(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict | None = None
+    ) -> dict[str, Tensor]:
+        error = (outputs["rgb"] - batch["image"].to(self.device)).square().mean()
+        losses = {"rgb_loss": error}
+        if self.training:
+            losses["distortion_loss"] = self.config.distortion_loss_mult * outputs["spread"]
+        return losses
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        truth = _as_uint8(batch["image"].to(outputs["rgb"]))[None]
+        rendered = _as_uint8(outputs["rgb"])[None]
+        metrics = {"psnr": psnr(rendered, truth).item(), "ssim": ssim(rendered, truth).item()}
+        return metrics, {"img": torch.cat([truth[0], rendered[0]], dim=1) / 255, "depth": outputs["depth"]}
+
+
+_OUTPUTS = {"accumulation": "opacity", "depth": "median", "expected_depth": "expected"}
+
+
+@dataclass
+class FusedAdamConfig(OptimizerConfig):
+    """Adam in one pass over memory, without which the update costs as much as the rest of a step on a CPU."""
+
+    _target: type = torch.optim.Adam
+    lr: float = 0.1
+    eps: float = 1e-12
+    betas: tuple[float, float] = (0.9, 0.99)
+    fused: bool = True
+
+
+@dataclass(frozen=True)
+class NerfPreset:
+    """How long and how finely to train."""
+
+    steps: int
+    rays_per_step: int
+    field: FieldConfig
+
+
+PRESETS = {
+    "tiny": NerfPreset(80, 2048, FieldConfig((16, 40), coarse_samples=48, fine_samples=24)),
+    "cpu": NerfPreset(400, 4096, FieldConfig()),
+    "gpu": NerfPreset(4000, 16384, FieldConfig((32, 80, 200), coarse_samples=160, fine_samples=64)),
+}
+
+
+def method(preset: NerfPreset, seed: int = 0) -> TrainerConfig:
+    """nerfstudio's configuration of a training run of our model."""
+    optimizers = {}
+    for name, rate in {"density": 0.1, "colour": 0.1, "sky": 0.05, "shading": 2e-3}.items():
+        decay = ExponentialDecaySchedulerConfig(
+            lr_final=0.05 * rate,
+            max_steps=preset.steps,
+            warmup_steps=min(20, preset.steps // 4),
+            ramp="linear",
+        )
+        optimizers[name] = {"optimizer": FusedAdamConfig(lr=rate), "scheduler": decay}
+    return TrainerConfig(
+        method_name="orrery-nerf",
+        max_num_iterations=preset.steps,
+        steps_per_save=max(preset.steps // 4, 1),
+        steps_per_eval_batch=100,
+        steps_per_eval_image=max(preset.steps // 4, 1),
+        steps_per_eval_all_images=preset.steps,
+        mixed_precision=False,
+        pipeline=VanillaPipelineConfig(
+            datamanager=VanillaDataManagerConfig(
+                dataparser=NerfstudioDataParserConfig(),
+                train_num_rays_per_batch=preset.rays_per_step,
+                eval_num_rays_per_batch=preset.rays_per_step,
+            ),
+            model=OrreryNerfModelConfig(field=preset.field, coarse_steps=preset.steps // 2, seed=seed),
+        ),
+        optimizers=optimizers,
+        viewer=ViewerConfig(num_rays_per_chunk=8192),
+        vis="viewer",
+    )
+
+
+def nerfacto() -> TrainerConfig:
+    """nerfstudio's own default method in its torch implementation, as a peer to be timed beside ours."""
+    adam = OptimizerConfig(lr=1e-2, eps=1e-15)
+    decay = ExponentialDecaySchedulerConfig(lr_final=1e-4, max_steps=200000)
+    model = NerfactoModelConfig(
+        implementation="torch",
+        use_appearance_embedding=False,
+        average_init_density=0.01,
+        camera_optimizer=CameraOptimizerConfig(mode="off"),
+    )
+    return TrainerConfig(
+        method_name="nerfacto",
+        pipeline=VanillaPipelineConfig(model=model),
+        optimizers={n: {"optimizer": adam, "scheduler": decay} for n in ("proposal_networks", "fields")},
+    )
+
+
+# the focus of nerfstudio's own data parser is not ours: its box is filled by the cameras
+orrery_nerf = MethodSpecification(
+    config=method(replace(PRESETS["cpu"], field=replace(FieldConfig(), inner=1.0))),
+    description="Voxel-pyramid NeRF of the Orrery project, made for a CPU.",
+)
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Training rays in nerfstudio's box with their colours in [0, 1] and the index of their camera."""
+
+    origins: Float[Tensor, "r 3"]
+    directions: Float[Tensor, "r 3"]
+    colours: Float[Tensor, "r 3"]
+    cameras: Int[Tensor, " r"]
+
+
+def fit(
+    config: TrainerConfig,
+    rays: Rays,
+    steps: int,
+    rays_per_step: int,
+    seed: int = 0,
+    seconds: float | None = None,
+    progress: bool = False,
+) -> tuple[Model, int]:
+    """Trains any ray-based nerfstudio method on rays in memory, with its own losses, optimisers and callbacks.
+
+    Args:
+        seconds: stop after this wall time, even if fewer steps were reached (for peers that are too slow).
+
+    Returns:
+        the model in evaluation mode and the steps that were done.
+    """
+    device = rays.origins.device
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(), no_perceptual_download():
+        torch.manual_seed(
+            seed
+        )  # the networks of nerfstudio's models are initialised from torch's own generator
+        box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
+        count = int(rays.cameras.max()) + 1
+        model = config.pipeline.model.setup(scene_box=box, num_train_data=count, metadata={}).to(device)
+        optimizers = Optimizers(dict(config.optimizers), model.get_param_groups())
+        callbacks = model.get_training_callbacks(TrainingCallbackAttributes(None, None, None, None))
+        model.train()
+        start, order, done = time.perf_counter(), torch.empty(0, dtype=torch.int64), 0
+        for step in tqdm(range(steps), desc=config.method_name, disable=not progress):
+            if seconds is not None and time.perf_counter() - start > seconds:
+                break
+            if len(order) < rays_per_step:
+                order = torch.cat([order, torch.randperm(len(rays.origins), generator=generator)])
+            batch, order = order[:rays_per_step].to(device), order[rays_per_step:]
+            for callback in callbacks:
+                callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+            truth = {"image": rays.colours[batch]}
+            outputs = model(_bundle(rays.origins[batch], rays.directions[batch], rays.cameras[batch]))
+            losses = model.get_loss_dict(outputs, truth, model.get_metrics_dict(outputs, truth))
+            optimizers.zero_grad_all()
+            sum(losses.values()).backward()
+            optimizers.optimizer_step_all()
+            for scheduler in optimizers.schedulers.values():
+                scheduler.step()
+            for callback in callbacks:
+                callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+            done = step + 1
+    if isinstance(model, OrreryNerfModel):
+        model.field.bake()
+    return model.eval(), done
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A trained radiance field in metres.
+
+    Attributes:
+        model: the nerfstudio model, in its box.
+        similarity: world to that box.
+        cameras: the cameras of the training views.
+        held_out: agreement on the views that were held out.
+        steps: training steps done.
+        seconds: wall time of training.
+    """
+
+    model: Model
+    similarity: Similarity
+    cameras: Cameras
+    held_out: HeldOut
+    steps: int
+    seconds: float
+
+    def render(self, cameras: Cameras) -> View:
+        """Colour, depth, normals and opacity as any cameras see them."""
+        return render(self.model, self.similarity, cameras)
+
+    def mesh(self, voxel_m: float | None = None, upscale: int = 2) -> Mesh:
+        """Surface of the box that the cameras look at, fused from the depth at the training cameras.
+
+        Args:
+            voxel_m: size of the fusion's voxels; default half a pixel's footprint at the focus.
+            upscale: how many times larger than the frames the depth is rendered.
+        """
+        cameras = self.cameras.resized(self.cameras.height * upscale, self.cameras.width * upscale)
+        view = self.render(cameras)
+        footprint = 1 / (self.similarity.scale * self.cameras.K[0, 1, 1].item())
+        depth = torch.where(view.opacity > 0.5, view.depth, torch.zeros_like(view.depth))
+        half = PRESETS["cpu"].field.inner / self.similarity.scale
+        depth = keep_inside(cameras, depth, self.similarity.centre, half)
+        return fuse(view.rgb, depth, cameras, voxel_m=voxel_m or footprint / 2)
+
+    def point_cloud(self) -> PointCloud:
+        """The surface seen by each pixel of the training cameras, with colours and normals."""
+        view = self.render(self.cameras)
+        keep = view.opacity > 0.5
+        return PointCloud(self.cameras.unproject(view.depth)[keep], view.rgb[keep], view.normals[keep])
+
+
+def reconstruct(
+    frames: UInt8[Tensor, "n h w 3"],
+    cameras: Cameras,
+    preset: Literal["tiny", "cpu", "gpu"] = "cpu",
+    *,
+    seed: int = 0,
+    held_out_every: int = 5,
+    progress: bool = False,
+) -> Reconstruction:
+    """Trains `orrery-nerf` on posed frames, without every k-th view, and scores it on those.
+
+    Runs on the device of the cameras; deterministic under a seed on a CPU with a fixed number of threads.
+
+    Args:
+        frames: one picture per camera, of the cameras' size.
+        held_out_every: k; views k - 1, 2k - 1, ... are held out.
+
+    Raises:
+        ValueError: frames and cameras do not match, or there are too few views to hold any out.
+        NothingReconstructed: no parallax, or held-out views are predicted no better than by their mean image.
+    """
+    chosen = PRESETS[preset]
+    result = train_and_score(
+        method(chosen, seed),
+        frames,
+        cameras,
+        chosen.steps,
+        chosen.rays_per_step,
+        seed,
+        held_out_every,
+        progress,
+    )
+    found, floor = result.held_out.psnr.mean().item(), result.held_out.mean_image_psnr.mean().item()
+    if not found > floor:
+        raise NothingReconstructed(
+            f"held-out views are predicted at {found:.1f} dB, no better than by the mean image ({floor:.1f} dB): "
+            "the frames do not show one still scene from these cameras"
+        )
+    return result
+
+
+def train_and_score(
+    config: TrainerConfig,
+    frames: UInt8[Tensor, "n h w 3"],
+    cameras: Cameras,
+    steps: int,
+    rays_per_step: int,
+    seed: int = 0,
+    held_out_every: int = 5,
+    progress: bool = False,
+    seconds: float | None = None,
+) -> Reconstruction:
+    """Any nerfstudio method on posed frames under the protocol of `reconstruct`; `seconds` bounds slow peers."""
+    held_out = held_out_views(frames, cameras, held_out_every)
+    known = cameras[~held_out]
+    similarity = focus_similarity(known)
+    start = time.perf_counter()
+    rays = training_rays(frames[~held_out].to(cameras.K.device), known, similarity)
+    model, done = fit(config, rays, steps, rays_per_step, seed, seconds, progress)
+    elapsed = time.perf_counter() - start
+    rendered = render(model, similarity, cameras[held_out]).rgb
+    scores = score_held_out(rendered, frames.to(rendered.device), cameras, held_out)
+    return Reconstruction(model, similarity, known, scores, done, elapsed)
+
+
+def held_out_views(frames: UInt8[Tensor, "n h w 3"], cameras: Cameras, every: int) -> Bool[Tensor, " n"]:
+    """Which views are held out: the last of each `every`."""
+    if frames.shape[:3] != (len(cameras), cameras.height, cameras.width):
+        raise ValueError(
+            f"frames must match their cameras ({len(cameras)} of {cameras.height} x {cameras.width}), got "
+            f"{tuple(frames.shape[:3])}; resize one of them"
+        )
+    if not 2 <= every <= len(cameras):
+        raise ValueError(
+            f"held_out_every must lie in [2, {len(cameras)}], the views, got {every}; 5 is usual"
+        )
+    return torch.arange(len(cameras), device=cameras.K.device) % every == every - 1
+
+
+def training_rays(frames: UInt8[Tensor, "n h w 3"], cameras: Cameras, similarity: Similarity) -> Rays:
+    """All pixels of all frames as rays in nerfstudio's box."""
+    origins, directions = similarity.rays(cameras)
+    index = torch.arange(len(cameras), device=origins.device)[:, None, None].expand(origins.shape[:3])
+    flat = [rearrange(x, "n h w c -> (n h w) c") for x in (origins, directions, frames.float() / 255)]
+    return Rays(*flat, index.flatten())
+
+
+@torch.no_grad()
+def render(model: Model, similarity: Similarity, cameras: Cameras) -> View:
+    """What cameras see of any trained nerfstudio model; its distance along the ray becomes camera z in metres."""
+    origins, directions = similarity.rays(cameras)
+    flat_origins, flat_directions = origins.reshape(-1, 3), directions.reshape(-1, 3)
+    parts: dict[str, list[Tensor]] = {"rgb": [], "depth": [], "accumulation": []}
+    chunk = model.config.eval_num_rays_per_chunk
+    for o, d in zip(flat_origins.split(chunk), flat_directions.split(chunk), strict=True):
+        outputs = model(_bundle(o, d, torch.zeros(len(o), dtype=torch.int64, device=o.device)))
+        for name, part in parts.items():
+            part.append(outputs[name])
+    shape = dict(n=len(cameras), h=cameras.height, w=cameras.width)
+    whole = {k: rearrange(torch.cat(v), "(n h w) c -> n h w c", **shape) for k, v in parts.items()}
+    forward = cameras.c2w[:, None, None, :3, 2]
+    depth = similarity.metres(whole["depth"][..., 0]) * (directions * forward).sum(-1)
+    normals = normals_from_depth(cameras, depth)
+    return View(_as_uint8(whole["rgb"]), depth, normals, whole["accumulation"][..., 0].clamp(0, 1))
+
+
+def _bundle(
+    origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"], camera: Int[Tensor, " r"]
+) -> RayBundle:
+    ones = torch.ones_like(origins[:, :1])
+    return RayBundle(
+        origins=origins,
+        directions=directions,
+        pixel_area=ones * 1e-6,
+        camera_indices=camera[:, None],
+        metadata={"directions_norm": ones},
+    )
+
+
+def _as_uint8(rgb: Float[Tensor, "*b 3"]) -> UInt8[Tensor, "*b 3"]:
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,114 @@
+"""Rendered views and how well held-out ones agree with the truth (tensors only)."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from recon3d.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class View:
+    """What n cameras see.
+
+    Attributes:
+        rgb: colours.
+        depth: camera z of the surface, metres.
+        normals: unit, in the world, facing the camera.
+        opacity: share of the light that the scene stops, in [0, 1]; the rest comes from the sky.
+    """
+
+    rgb: UInt8[Tensor, "n h w 3"]
+    depth: Float[Tensor, "n h w"]
+    normals: Float[Tensor, "n h w 3"]
+    opacity: Float[Tensor, "n h w"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Agreement on views that training never saw, one value a view, beside two baselines that anyone can reach.
+
+    Attributes:
+        views: indices into the frames that were given.
+        psnr: of the reconstruction, dB, on [0, 1] RGB after rounding to uint8.
+        ssim: of the reconstruction.
+        copy_psnr: of the training view whose camera is nearest, dB.
+        mean_image_psnr: of the mean of the training views, dB.
+    """
+
+    views: Int[Tensor, " n"]
+    psnr: Float[Tensor, " n"]
+    ssim: Float[Tensor, " n"]
+    copy_psnr: Float[Tensor, " n"]
+    mean_image_psnr: Float[Tensor, " n"]
+
+    @property
+    def gain_db(self) -> float:
+        """Mean PSNR over that of the better baseline, dB."""
+        return (self.psnr.mean() - torch.maximum(self.copy_psnr.mean(), self.mean_image_psnr.mean())).item()
+
+
+def score_held_out(
+    rendered: UInt8[Tensor, "m h w 3"],
+    frames: UInt8[Tensor, "n h w 3"],
+    cameras: Cameras,
+    held_out: Bool[Tensor, " n"],
+) -> HeldOut:
+    """Scores the renderings of the held-out views of a sweep against its frames."""
+    truth, known = frames[held_out], frames[~held_out]
+    nearest = nearest_views(cameras[held_out], cameras[~held_out])
+    mean_image = known.float().mean(0).round().to(torch.uint8).expand_as(truth)
+    return HeldOut(
+        views=held_out.nonzero()[:, 0],
+        psnr=psnr(rendered, truth),
+        ssim=ssim(rendered, truth),
+        copy_psnr=psnr(known[nearest], truth),
+        mean_image_psnr=psnr(mean_image, truth),
+    )
+
+
+def nearest_views(cameras: Cameras, among: Cameras) -> Int[Tensor, " n"]:
+    """For each camera the index of the nearest one among others: by optical centre, then by viewing direction."""
+    distance = torch.cdist(cameras.centres, among.centres)
+    scale = distance.max().clamp(min=1e-6)
+    agreement = cameras.c2w[:, :3, 2] @ among.c2w[:, :3, 2].T
+    return (distance / scale - 1e-2 * agreement).argmin(-1)
+
+
+def psnr(images: UInt8[Tensor, "n h w 3"], truth: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio on [0, 1] RGB, dB; infinite where images are equal."""
+    error = (images.float() - truth.float()) / 255
+    return -10 * torch.log10(error.square().mean((1, 2, 3)))
+
+
+def ssim(images: UInt8[Tensor, "n h w 3"], truth: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, " n"]:
+    """Structural similarity (Wang et al. 2004, eq. 13; Gaussian window of 11 px, std 1.5), mean over RGB."""
+    offsets = torch.arange(11, device=images.device) - 5.0
+    line = torch.exp(-offsets.square() / (2 * 1.5**2))
+    window = (line / line.sum())[:, None] * (line / line.sum())[None]
+
+    def local_mean(x: Float[Tensor, "m h w"]) -> Float[Tensor, "m h2 w2"]:
+        return torch.nn.functional.conv2d(x[:, None], window[None, None])[:, 0]
+
+    a, b = (rearrange(x.float() / 255, "n h w c -> (n c) h w") for x in (images, truth))
+    mean_a, mean_b = local_mean(a), local_mean(b)
+    var_a = local_mean(a * a) - mean_a**2
+    var_b = local_mean(b * b) - mean_b**2
+    covariance = local_mean(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    score = score / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return score.mean((1, 2)).view(len(images), 3).mean(1)
+
+
+def normals_from_depth(cameras: Cameras, depth: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w 3"]:
+    """Unit world normals, facing the camera, from central differences of the unprojected depth."""
+    points = cameras.unproject(depth)
+    padded = torch.cat([points[:, :1], points, points[:, -1:]], 1)
+    down = padded[:, 2:] - padded[:, :-2]
+    padded = torch.cat([points[:, :, :1], points, points[:, :, -1:]], 2)
+    right = padded[:, :, 2:] - padded[:, :, :-2]
+    return torch.nn.functional.normalize(torch.linalg.cross(down, right), dim=-1)

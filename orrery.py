@@ -262,12 +262,12 @@ def dream_the_prompt(words: list[str], folder: Path) -> list[str]:
     prompt = words[place].removeprefix("prompt:").strip()
     seed = int(words[words.index("--seed") + 1]) if "--seed" in words[:-1] else 0
     simulator = importlib.import_module("simulator.world_model")
-    canvas = importlib.import_module("simulator.canvas").Canvas
+    canvas = importlib.import_module("simulator.canvas")
     video = importlib.import_module("simulator.video")
     cameras_of = importlib.import_module("recon3d.cameras")
     cameras = importlib.import_module("recon3d.sweeps").orbit(SWEEP_VIEWS)
     request = canvas.text_to_video(prompt, SWEEP_VIEWS, world="Orbit", cameras=cameras)
-    frames = simulator.WorldModel.load("default").generate(request, seed=seed)
+    frames = simulator.WorldModel.load("default").generate(request, seed=seed, progress=True)
     files = [f"{k:03d}.png" for k in range(len(frames))]
     for name, frame in zip(files, frames, strict=True):
         video.write_image(folder / name, frame)

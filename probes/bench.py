@@ -1,0 +1,228 @@
+"""`orrery bench`: how fast everything is, in one run on this machine, with what the numbers rest on beside
+it.
+
+Contestants take turns in short blocks, so that a busy machine slows all of them alike. Wall time says what a
+user gets; CPU time (of all threads of this process) says what it costs even under load; multiply-adds say
+why.
+"""
+
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import gymnasium
+import numpy as np
+import torch
+import tyro
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+import envs
+from simulator.world_model import WorldModel
+
+REFERENCE_IDS = ("orrery/Room-v0", "orrery/Orbit-v0", "orrery/Lab-v0")
+HELD_OUT_SEED = 900_000_000
+WARM_UP_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something to time.
+
+    Attributes:
+        name: as printed.
+        threads: how many threads torch may use.
+        block: does so many steps.
+        block_size: steps in one turn.
+        rows: env steps in one step (rows of a batch).
+        multiply_adds: of one env step; NaN where it cannot be counted.
+    """
+
+    name: str
+    threads: int
+    block: Callable[[int], None]
+    block_size: int
+    rows: int = 1
+    multiply_adds: float = math.nan
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One line of the table; rates and costs are medians over the turns.
+
+    Attributes:
+        name: the contestant.
+        threads: threads torch had.
+        rate: units per second of wall time.
+        slowest: the slowest turn's rate.
+        fastest: the fastest turn's rate.
+        cpu_ms: CPU milliseconds per unit.
+        multiply_adds: per unit, in millions.
+        turns: how many turns the medians rest on.
+    """
+
+    name: str
+    threads: int
+    rate: float
+    slowest: float
+    fastest: float
+    cpu_ms: float
+    multiply_adds: float
+    turns: int
+
+
+def bench(
+    checkpoint: str = "default",
+    what: Literal["all", "dream", "worlds", "nerf"] = "all",
+    steps: int = 20,
+    turns: int = 5,
+    batch: int = 8,
+    out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None,
+    seed: int = 0,
+) -> int:
+    """Speed of the dream, of the reference worlds and of the NeRF beside nerfacto, in one run.
+
+    Args:
+        checkpoint: the world model: default, or a folder.
+        what: one part only.
+        steps: control steps in one turn of an env.
+        turns: how often each contestant has its turn; medians are printed.
+        batch: rows of the batched dream.
+        out: also write the results as JSON to this file.
+        seed: seed of scenes and noise.
+    """
+    for name, value in (("--steps", steps), ("--turns", turns), ("--batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    before = os.getloadavg()[0]
+    contestants: list[Contestant] = []
+    if what in ("all", "dream"):
+        contestants += dream_contestants(WorldModel.load(checkpoint), steps, batch, seed)
+    if what in ("all", "worlds"):
+        contestants += [world_contestant(env_id, steps, seed) for env_id in REFERENCE_IDS]
+    timings = race(contestants, turns)
+    after = os.getloadavg()[0]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    print(f"{machine}; load {before:.1f} before, {after:.1f} after (other programs' load slows wall times)")
+    print(table(timings))
+    if out is not None:
+        body = {"machine": machine, "load": [before, after], "timings": [asdict(t) for t in timings]}
+        write_json(out, body)
+    return 0
+
+
+def dream_contestants(model: WorldModel, steps: int, batch: int, seed: int) -> list[Contestant]:
+    """The dream's Room, decode included: one row on 1 and on 2 threads, and `batch` rows on 1 thread."""
+    found = []
+    for rows, threads in ((1, 1), (1, 2), (batch, 1)):
+        rollout = DreamRollout(model, rows, seed)
+        name = f"dream Room {model.height}x{model.width}, {rows} row{'s' * (rows > 1)}"
+        found.append(Contestant(name, threads, rollout.advance, steps, rows, rollout.multiply_adds()))
+    return found
+
+
+class DreamRollout:
+    """A running dream whose state is kept between turns, so that its cache is full as in long use."""
+
+    def __init__(self, model: WorldModel, rows: int, seed: int) -> None:
+        self._model, self._rows = model, rows
+        self._actions = np.random.default_rng(seed).uniform(-1, 1, (64, rows, model.action_size("Room")))
+        seeds = [HELD_OUT_SEED + seed + row for row in range(rows)]
+        self._state, _, _ = model.start(["a red ball on the floor"] * rows, "Room", seeds)
+        self._count = 0
+        self.advance(WARM_UP_STEPS)
+
+    def advance(self, steps: int) -> None:
+        for _ in range(steps):
+            actions = self._actions[self._count % len(self._actions)].astype(np.float32)
+            self._state, *_ = self._model.step(self._state, actions)
+            self._count += 1
+
+    def multiply_adds(self) -> float:
+        """Of one control step of one row, in matrix products and convolutions."""
+        with FlopCounterMode(display=False) as counter:
+            self.advance(1)
+        return counter.get_total_flops() / 2 / self._rows
+
+
+def world_contestant(env_id: str, steps: int, seed: int) -> Contestant:
+    """A reference world under random actions, rendering included."""
+    env = gymnasium.make(f"{envs.__name__}:{env_id}")
+    env.reset(seed=HELD_OUT_SEED + seed)
+    env.action_space.seed(seed)
+
+    def advance(count: int) -> None:
+        for _ in range(count):
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+
+    advance(WARM_UP_STEPS)
+    return Contestant(f"{env_id} (MuJoCo)", 1, advance, steps)
+
+
+def race(contestants: Sequence[Contestant], turns: int) -> list[Timing]:
+    """Time the contestants turn by turn, all of them in every turn."""
+    walls: list[list[float]] = [[] for _ in contestants]
+    cpus: list[list[float]] = [[] for _ in contestants]
+    threads_before = torch.get_num_threads()
+    with torch.no_grad(), tqdm(total=turns * len(contestants), desc="bench", unit="turn", leave=False) as bar:
+        for _ in range(turns):
+            for k, contestant in enumerate(contestants):
+                torch.set_num_threads(contestant.threads)
+                bar.set_postfix_str(contestant.name)
+                wall, cpu = time.perf_counter(), time.process_time()
+                contestant.block(contestant.block_size)
+                done = contestant.block_size * contestant.rows
+                walls[k].append((time.perf_counter() - wall) / done)
+                cpus[k].append((time.process_time() - cpu) / done)
+                bar.update()
+    torch.set_num_threads(threads_before)
+    return [
+        Timing(
+            name=contestant.name,
+            threads=contestant.threads,
+            rate=1 / statistics.median(wall),
+            slowest=1 / max(wall),
+            fastest=1 / min(wall),
+            cpu_ms=1000 * statistics.median(cpu),
+            multiply_adds=contestant.multiply_adds / 1e6,
+            turns=turns,
+        )
+        for contestant, wall, cpu in zip(contestants, walls, cpus, strict=True)
+    ]
+
+
+def table(timings: Sequence[Timing]) -> str:
+    """The results as aligned text; every contestant's rate also as a multiple of the first one's."""
+    head = ("contestant", "threads", "per s (slowest-fastest)", "CPU ms", "MMAC", "x first")
+    rows = [
+        (
+            t.name,
+            str(t.threads),
+            f"{t.rate:.1f} ({t.slowest:.1f}-{t.fastest:.1f})",
+            f"{t.cpu_ms:.2f}",
+            "-" if math.isnan(t.multiply_adds) else f"{t.multiply_adds:.0f}",
+            f"{t.rate / timings[0].rate:.2f}",
+        )
+        for t in timings
+    ]
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (head, *rows))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def write_json(path: Path, body: dict) -> None:
+    """Write whole or not at all; NaN as null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    text = json.dumps(body, indent=1)
+    beside.write_text(text.replace("NaN", "null") + "\n")
+    os.replace(beside, path)

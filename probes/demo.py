@@ -1,0 +1,396 @@
+"""`orrery demo`: the main job in miniature on the shipped weights, each step beside the reference world.
+
+An agent acts in the dream; a prompt becomes a camera sweep, the sweep a radiance field, the field a mesh; a
+thing is dropped and its fall measured. Whatever is measured on the dream is measured the same way on the
+reference world (MuJoCo, exact), and the report shows both and their ratio. Pictures of the reference are
+always labelled so.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from tqdm import tqdm
+
+import envs
+from envs.policies import smooth
+from probes.consistency import consistency
+from probes.free_fall import free_fall
+from probes.measurement import Measurement, cannot_judge, mean_interval
+from probes.report import Media, write_report
+from recon3d import assets, mesh, nerf, sweeps
+from recon3d.cameras import Cameras, concatenate
+from simulator.canvas import text_to_video
+from simulator.video import write_image, write_video
+from simulator.world_model import WorldModel
+
+HELD_OUT_SEED = 900_000_000
+VIEWS = 40
+FALL_STEPS = 16
+PICTURE_SCALE = 4
+SHOWN_VIEWS = (0, 10, 20, 30)
+
+ABOUT = (
+    "The dream is the world model: everything it shows was generated. The reference is the same kind of world "
+    "in MuJoCo, exact, under the same protocol: its numbers say how good the measurement itself is, and the "
+    "ratio says how far the dream is from that."
+)
+
+Frames = UInt8[np.ndarray, "t h w 3"]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """One agent's actions in the dream from a prompt alone, in the dream from the reference's first
+    picture, and in the reference itself."""
+
+    prompt: str
+    dream: Frames
+    dream_from_picture: Frames
+    reference: Frames
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What became of a sweep: its numbers, and the reconstruction where there is one."""
+
+    video: Frames
+    cameras: Cameras
+    measurements: list[Measurement]
+    reconstruction: nerf.Reconstruction | None
+
+
+@dataclass(frozen=True)
+class Falls:
+    """The same drops in the dream and in the reference: videos and numbers over all drops."""
+
+    dream: list[Frames]
+    reference: list[Frames]
+    dream_measurements: list[Measurement]
+    reference_measurements: list[Measurement]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All stages; `prompt` is the sweep's."""
+
+    rollouts: Rollouts
+    prompt: str
+    dream: Rebuilt
+    reference: Rebuilt
+    falls: Falls
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        return [*self.dream.measurements, *self.falls.dream_measurements]
+
+    @property
+    def reference_measurements(self) -> list[Measurement]:
+        return [*self.reference.measurements, *self.falls.reference_measurements]
+
+
+def demo(
+    out: Path,
+    seed: int = 0,
+    prompt: str | None = None,
+    checkpoint: str = "default",
+    steps: int = 60,
+    drops: int = 4,
+    preset: Literal["tiny", "cpu", "gpu"] = "cpu",
+    track: bool = True,
+) -> int:
+    """Dream, sweep, NeRF, mesh and physics probes beside the reference world; about 6 minutes on 2 cores.
+
+    Writes rollout.mp4, sweep.mp4, asset.glb, the reference's beside them, measurements.json, report.html and
+    one MLflow run; never calls the network.
+
+    Args:
+        out: folder for the results; made if missing.
+        seed: seed of scenes, actions and noise (held-out: training never saw these scenes).
+        prompt: what the sweep shows; default: a caption of a held-out scene.
+        checkpoint: the world model: default, or a folder.
+        steps: control steps of the agent (0.1 s each).
+        drops: how many falls are measured.
+        preset: how long the radiance fields train: tiny for a quick look, gpu where there is one.
+        track: log to MLflow (MLFLOW_TRACKING_URI, else ./mlruns.db).
+    """
+    started = time.monotonic()
+    for name, value in (("--steps", steps), ("--drops", drops)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    _say(1, f"loading the world model {checkpoint}")
+    model = WorldModel.load(checkpoint)
+    with _workshop(out) as folder:
+        results = make(model, checkpoint, prompt, seed, steps, drops, preset)
+        media = _move_into(out, show(folder, results))
+    report = write_report(
+        out,
+        checkpoint,
+        seed,
+        results.measurements,
+        media,
+        reference=results.reference_measurements,
+        subject_name="dream",
+        title="Orrery: a dream beside its reference world",
+        notes=[ABOUT],
+        params={"sweep prompt": results.prompt, "views": VIEWS, "preset": preset},
+        track=track,
+        experiment="demo",
+    )
+    print("\n".join(f"dream {measurement}" for measurement in results.measurements))
+    print(f"{report} ({(time.monotonic() - started) / 60:.1f} minutes)")
+    return 0
+
+
+def make(
+    model: WorldModel, checkpoint: str, prompt: str | None, seed: int, steps: int, drops: int, preset: str
+) -> Results:
+    """Everything that is shown and measured, stage by stage (arguments as in `demo`)."""
+    _say(2, f"an agent acts {steps} steps in the dream and in the reference Room")
+    rollouts = roll_out(model, checkpoint, seed, steps)
+    _say(3, f"a camera goes round: {VIEWS} views of the dream and of the reference")
+    asked, cameras, dreamt, truth = sweep(model, prompt, seed)
+    _say(4, "radiance fields from both sweeps")
+    dream, reference = (rebuild(video, cameras, preset, seed) for video in (dreamt, truth))
+    _say(5, f"{drops} drops in the dream and in the reference Lab")
+    falls = drop(model, seed, drops)
+    _say(6, "pictures, meshes and report")
+    return Results(rollouts, asked, dream, reference, falls)
+
+
+def roll_out(model: WorldModel, checkpoint: str, seed: int, steps: int) -> Rollouts:
+    """A smooth random agent in the dream env; then its actions from the reference's first picture, and for
+    real.
+    """
+    scene = HELD_OUT_SEED + seed
+    real = gymnasium.make(f"{envs.__name__}:orrery/Room-v0")
+    first, info = real.reset(seed=scene)
+    dream = gymnasium.make("orrery/Dream-v0", world="Room", checkpoint=checkpoint)
+    picture, _ = dream.reset(seed=scene, options={"prompt": info["prompt"]})
+    policy = smooth(dream, np.random.default_rng(seed))
+    actions = np.stack([policy() for _ in range(steps)])
+    state, _, _ = model.start([info["prompt"]], "Room", [scene], images=first[None])
+    videos: tuple[list, list, list] = ([picture], [first], [first])
+    going = {0, 2}
+    for action in tqdm(actions, desc="agent", unit="step", leave=False):
+        for k, env in ((0, dream), (2, real)):
+            if k in going:
+                picture, _, terminated, truncated, _ = env.step(action)
+                videos[k].append(picture)
+                going -= {k} if terminated or truncated else set()
+        state, frames, *_ = model.step(state, action[None])
+        videos[1].extend(frames[0])
+    return Rollouts(info["prompt"], *(np.stack(video) for video in videos))
+
+
+def sweep(model: WorldModel, prompt: str | None, seed: int) -> tuple[str, Cameras, Frames, Frames]:
+    """The prompt, the cameras of a whole turn, what the dream shows there, and what the reference shows
+    there.
+    """
+    env = gymnasium.make("orrery/Orbit-v0").unwrapped
+    options = None if prompt is None else {"prompt": prompt}
+    _, info = env.reset(seed=HELD_OUT_SEED + seed, options=options)
+    cameras = sweeps.orbit(VIEWS, height=model.height, width=model.width)
+    truth, _ = env.render_at(cameras)
+    canvas = text_to_video(info["prompt"], VIEWS, world="Orbit", cameras=cameras)
+    return info["prompt"], cameras, model.generate(canvas, seed=seed, progress=True), truth
+
+
+def rebuild(video: Frames, cameras: Cameras, preset: str, seed: int) -> Rebuilt:
+    """Held-out consistency of a sweep, and the reconstruction that it rests on."""
+    kept: list[nerf.Reconstruction] = []
+
+    def fit(views: Frames, seen: Cameras, wanted: Cameras) -> Frames:
+        kept.append(
+            nerf.reconstruct(
+                torch.from_numpy(views), seen, preset, seed=seed, held_out_every=0, progress=True
+            )
+        )
+        return kept[0].render(wanted).rgb.numpy()
+
+    try:
+        measurements = consistency(video, cameras, fit)
+    except nerf.NothingReconstructed as error:
+        measurements = [cannot_judge("sweep_psnr", "dB", "higher", str(error), support_unit="held-out views")]
+    return Rebuilt(video, cameras, measurements, kept[0] if kept else None)
+
+
+def drop(model: WorldModel, seed: int, count: int) -> Falls:
+    """Drops in the reference Lab, and the same from its first pictures in the dream, each measured and
+    pooled.
+    """
+    env = gymnasium.make("orrery/Lab-v0")
+    still = np.zeros(model.action_size("Lab"), np.float32)
+    dreams, truths, found, expected = [], [], [], []
+    for k in tqdm(range(count), desc="drops", unit="drop", leave=False):
+        scene = HELD_OUT_SEED + seed + k
+        first, info = env.reset(seed=scene, options={"scene": {"kind": "drop"}})
+        state, _, _ = model.start([info["prompt"]], "Lab", [scene], images=first[None])
+        real, dreamt = [first], [first]
+        for _ in range(FALL_STEPS):
+            real.append(env.step(still)[0])
+            state, frames, *_ = model.step(state, still[None])
+            dreamt.extend(frames[0])
+        cameras = concatenate([env.unwrapped.cameras()] * len(real))
+        truths.append(np.stack(real))
+        dreams.append(np.stack(dreamt))
+        fps = 1 / model.time_step_s
+        expected.append(free_fall(truths[-1], fps, cameras))
+        found.append(free_fall(dreams[-1], fps, cameras))
+    return Falls(dreams, truths, pooled(found), pooled(expected))
+
+
+def pooled(trials: Sequence[Sequence[Measurement]]) -> list[Measurement]:
+    """Each measurement's mean over the trials that could be judged, with the interval of that mean."""
+    results = []
+    for group in zip(*trials, strict=True):
+        values = np.array([m.value for m in group if m.judged])
+        why = Counter(m.reason for m in group if not m.judged)
+        missed = (
+            f"{len(group) - len(values)} of {len(group)} not judged: {why.most_common(1)[0][0]}"
+            if why
+            else ""
+        )
+        model = group[0]
+        if not len(values):
+            results.append(replace(model, reason=missed, support=0, support_unit="drops"))
+            continue
+        shown = next(m for m in group if m.judged)
+        verdict = Counter(m.verdict for m in group if m.judged).most_common(1)[0][0]
+        interval = mean_interval(values) if len(values) > 1 else shown.interval
+        results.append(
+            replace(
+                shown,
+                value=float(values.mean()),
+                interval=interval,
+                support=len(values),
+                support_unit="drops",
+                verdict=verdict,
+                reason=missed,
+            )
+        )
+    return results
+
+
+def show(folder: Path, results: Results) -> list[Media]:
+    """Write everything that the report shows into a folder."""
+    rollouts, falls = results.rollouts, results.falls
+    section = f"An agent in the dream: “{rollouts.prompt}”"
+    media = [
+        _video(folder / "rollout.mp4", rollouts.dream, "dream, from the prompt alone", section),
+        _video(
+            folder / "rollout-from-picture.mp4",
+            rollouts.dream_from_picture,
+            "dream, from the first picture of the reference, same actions",
+            section,
+        ),
+        _video(folder / "rollout-reference.mp4", rollouts.reference, "reference, same actions", section),
+    ]
+    section = f"From a prompt to an asset: “{results.prompt}”"
+    for who, suffix, rebuilt in _both(results.dream, results.reference):
+        media.append(_video(folder / f"sweep{suffix}.mp4", rebuilt.video, f"{who}: camera sweep", section))
+        media += _asset(folder, who, suffix, rebuilt, section)
+    section = "Things that fall"
+    for who, suffix, videos in _both(falls.dream, falls.reference):
+        row = np.concatenate(videos, axis=2)
+        caption = f"{who}: {len(videos)} drops" + (
+            ", each from the reference's first picture" * (who == "dream")
+        )
+        media.append(_video(folder / f"fall{suffix}.mp4", row, caption, section))
+    return media
+
+
+def _both(dream: Any, reference: Any) -> list[tuple[str, str, Any]]:
+    """Who, the ending of the file's name, and the thing, for the dream and the reference."""
+    return [("dream", "", dream), ("reference", "-reference", reference)]
+
+
+def _asset(folder: Path, who: str, suffix: str, rebuilt: Rebuilt, section: str) -> list[Media]:
+    """The sweep's depth maps, its mesh as a file, and pictures of it; nothing where nothing was
+    reconstructed.
+    """
+    if rebuilt.reconstruction is None:
+        return []
+    shown = rebuilt.cameras[list(SHOWN_VIEWS)]
+    depth = rebuilt.reconstruction.render(shown).depth.numpy()
+    surface = mesh.cleaned(rebuilt.reconstruction.mesh())
+    pictures = mesh.picture(surface, shown.resized(4 * shown.height, 4 * shown.width)).numpy()
+    views = ", ".join(f"{360 * k // VIEWS}°" for k in SHOWN_VIEWS)
+    return [
+        Media(
+            write_image(
+                folder / f"depth{suffix}.png", np.concatenate(_coloured(depth), axis=1), scale=PICTURE_SCALE
+            ),
+            f"{who}: depth at {views}, {depth.min():.2f} m (bright) to {depth.max():.2f} m (dark)",
+            section,
+        ),
+        Media(
+            write_image(folder / f"mesh{suffix}.png", np.concatenate(pictures, axis=1)),
+            f"{who}: the mesh at {views}",
+            section,
+        ),
+        Media(
+            assets.write(surface, folder / f"asset{suffix}.glb"),
+            f"{who}: the mesh, {len(surface.faces):,} triangles",
+            section,
+        ),
+    ]
+
+
+def _coloured(depth: Float32[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Depth as colours, near is bright."""
+    near, far = float(depth.min()), float(depth.max())
+    share = (far - depth) / max(far - near, 1e-6)
+    return (matplotlib.colormaps["magma"](share)[..., :3] * 255).round().astype(np.uint8)
+
+
+def _video(path: Path, frames: Frames, caption: str, section: str) -> Media:
+    return Media(write_video(path, frames, 10.0, scale=PICTURE_SCALE), caption, section)
+
+
+def _say(stage: int, text: str) -> None:
+    tqdm.write(f"[{stage}/6] {text}", file=sys.stderr)
+
+
+@contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A folder in which files are made before they are moved to the results, so that none is left half-made.
+
+    Raises:
+        ValueError: the place for the results cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {out}; name another")
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".making-", dir=out))
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if new and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _move_into(out: Path, media: Sequence[Media]) -> list[Media]:
+    moved = []
+    for item in media:
+        os.replace(item.path, out / item.path.name)
+        moved.append(replace(item, path=out / item.path.name))
+    return moved

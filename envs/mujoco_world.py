@@ -1,0 +1,408 @@
+"""What all MuJoCo reference worlds share: named state, exact cameras, pictures, depth, ids, save and fork.
+
+World right-handed, +Z up, metres; cameras OpenCV, `c2w` 4x4; the first pixel's centre is at 0.5. One control step is
+0.1 s and one video frame. A world is a scene (`envs.vocabulary.Scene`), a physics state, and a camera pose of a few
+numbers; `save_state` writes these and nothing else is needed to go on.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Float32, Float64, Int, UInt8
+
+from envs.captions import Seen, captions, parse
+from envs.renderer import Renderer, cast_rays
+from envs.scene_models import SPOTS, TIME_STEP_S, build
+from envs.scenes import random_scene
+from envs.tessellate import scene_mesh
+from envs.vocabulary import MARK_RGB, Scene
+from recon3d.cameras import Cameras
+
+CONTROL_STEP_S = 0.1
+SUBSTEPS = round(CONTROL_STEP_S / TIME_STEP_S)
+INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
+HINT_PX = 32
+"""Captions judge what is in sight on a square picture of this size."""
+
+SEEN_SHARE = 0.003
+"""A thing is in sight when it covers this share of the picture."""
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """A reference world's whole state as a value: keep it to fork, pickle it to save."""
+
+    scene: Scene
+    prompt: str
+    captions: tuple[str, ...]
+    physics: Float64[np.ndarray, " n"]
+    pose: Float64[np.ndarray, " p"]
+    spots: Float64[np.ndarray, "s 8"]
+    spot_count: int
+    step_count: int
+    generator: dict
+
+
+def look_along(eye: np.ndarray, forward: np.ndarray) -> Float64[np.ndarray, "4 4"]:
+    """OpenCV camera-to-world of a camera at `eye` that looks along `forward` (not vertical), +Z up in the picture."""
+    z = np.asarray(forward, np.float64) / np.linalg.norm(forward)
+    x = np.cross(z, (0.0, 0.0, 1.0))
+    x /= np.linalg.norm(x)
+    c2w = np.eye(4)
+    c2w[:3, :3] = np.stack([x, np.cross(z, x), z], axis=1)
+    c2w[:3, 3] = eye
+    return c2w
+
+
+class MujocoWorld(gymnasium.Env):
+    """A reference world; Room, Orbit and Lab say where the camera stands and what an action does."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / CONTROL_STEP_S)}
+    frames_per_step = 1
+    world: str
+    action_size: int
+    step_limit: int
+    fovy_deg: float = 60.0
+
+    def __init__(self, height: int = 64, width: int = 64, render_mode: str | None = "rgb_array") -> None:
+        for name, value in (("height", height), ("width", width)):
+            if not isinstance(value, int) or not 16 <= value <= 2048:
+                raise ValueError(f"{name} must be a whole number of pixels from 16 to 2048, got {value!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
+        self.height, self.width, self.render_mode = height, width, render_mode
+        self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
+        self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
+        self._renderer: Renderer | None = None
+        self._model: mujoco.MjModel | None = None
+        self._scene: Scene | None = None
+
+    # -- what a world says about itself
+
+    def _camera(self) -> Float64[np.ndarray, "4 4"]:
+        """Camera-to-world of the current pose."""
+        raise NotImplementedError
+
+    def _first_pose(self) -> Float64[np.ndarray, " p"] | None:
+        """Draw the camera's pose at the start; None when the scene allows none and must be drawn again."""
+        raise NotImplementedError
+
+    def _act(self, action: Float32[np.ndarray, " a"]) -> None:
+        """Move the camera and the physics by one control step."""
+        raise NotImplementedError
+
+    def _judge(self) -> tuple[float, bool]:
+        """Reward and termination of the step just made."""
+        raise NotImplementedError
+
+    # -- Gymnasium
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Start a new scene. Options: `prompt` (the scene is made to fit it), `scene` (see `random_scene`).
+
+        Raises:
+            ValueError: an option is unknown, or a prompt names nothing that this world can build.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        asked, prompt = self._asked(options)
+        for _ in range(50):
+            self._load_scene(random_scene(self.np_random, self.world, asked, from_prompt=prompt is not None))
+            pose = self._first_pose()
+            if pose is not None:
+                break
+        else:
+            raise ValueError(f"no place shows the named thing in scene {asked!r}; ask for fewer or smaller things")
+        self._pose = pose
+        self._step_count = self._spot_count = 0
+        self._spots = np.zeros((SPOTS, 8))
+        self._captions = tuple(self._write_captions())
+        drawn = str(self.np_random.choice(list(self._captions)))
+        self._prompt = drawn if prompt is None else prompt
+        self._judge()
+        frame = self._frame()
+        return frame, self._info(frame)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One control step of 0.1 s.
+
+        Raises:
+            ValueError: the action is not `action_size` finite numbers in [-1, 1].
+        """
+        self._must_have_started()
+        action = np.asarray(action, np.float32)
+        if action.shape != (self.action_size,):
+            raise ValueError(f"action must have shape ({self.action_size},), got {action.shape}")
+        if not (np.isfinite(action).all() and (abs(action) <= 1.0).all()):
+            raise ValueError(f"action must be finite and in [-1, 1], got {action.tolist()}; clip it before step")
+        self._act(action)
+        self._step_count += 1
+        reward, terminated = self._judge()
+        frame = self._frame()
+        return frame, float(reward), bool(terminated), self._step_count >= self.step_limit, self._info(frame)
+
+    def render(self) -> np.ndarray | None:
+        """The current picture."""
+        return None if self.render_mode is None else self._frame()
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # -- truth
+
+    @property
+    def K(self) -> Float32[np.ndarray, "3 3"]:
+        """Intrinsics in pixels."""
+        focal = 0.5 * self.height / np.tan(np.radians(self.fovy_deg) / 2)
+        return np.array([[focal, 0, self.width / 2], [0, focal, self.height / 2], [0, 0, 1]], np.float32)
+
+    @property
+    def c2w(self) -> Float32[np.ndarray, "4 4"]:
+        """Camera-to-world, OpenCV, metres."""
+        return self._camera().astype(np.float32)
+
+    @property
+    def pose(self) -> Float64[np.ndarray, " p"]:
+        """The camera's pose in the world's own numbers."""
+        return self._pose.copy()
+
+    def cameras(self) -> Cameras:
+        """The current camera as `Cameras` of length one."""
+        return Cameras(torch.from_numpy(self.K[None]), torch.from_numpy(self.c2w[None]), self.height, self.width)
+
+    def depth(self) -> Float32[np.ndarray, "h w"]:
+        """Exact camera z in metres per pixel centre; inf where the sky is."""
+        self._must_have_started()
+        return cast_rays(self._model, self._data, self.K, self._camera(), self.height, self.width)[0]
+
+    def segmentation(self) -> Int[np.ndarray, "h w"]:
+        """Index into `scene()["things"]` per pixel; -1 where there is no thing."""
+        self._must_have_started()
+        return self._segmentation(self.height, self.width)
+
+    def render_at(self, cameras: Any) -> tuple[UInt8[np.ndarray, "n h w 3"], Float32[np.ndarray, "n h w"]]:
+        """Pictures and depths of the current state from any cameras (`recon3d.cameras.Cameras`)."""
+        self._must_have_started()
+        frames, depths = [], []
+        for K, c2w in zip(np.asarray(cameras.K), np.asarray(cameras.c2w), strict=True):
+            K, c2w = K.astype(np.float64), c2w.astype(np.float64)
+            frames.append(self._draw(K, c2w, cameras.height, cameras.width))
+            depths.append(cast_rays(self._model, self._data, K, c2w, cameras.height, cameras.width)[0])
+        return np.stack(frames), np.stack(depths)
+
+    def scene(self) -> dict[str, Any]:
+        """Everything there is, by name; poses and velocities are current (metres, seconds, wxyz quaternions)."""
+        self._must_have_started()
+        scene = self._scene.as_dict()
+        for index, thing in enumerate(scene["things"]):
+            state = self._thing_state(index)
+            thing["name"] = self._scene.things[index].words
+            thing["material"] = "paint"
+            thing["position"], thing["quaternion"] = state[:3], state[3:7]
+            thing["linear_velocity"], thing["angular_velocity"] = state[7:10], state[10:13]
+        return scene
+
+    @property
+    def initial_scene(self) -> dict[str, Any]:
+        """The scene as it was built, as plain values."""
+        self._must_have_started()
+        return self._scene.as_dict()
+
+    def mesh(self) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "f 3"], Int[np.ndarray, " f"]]:
+        """Vertices in metres, triangles, and per triangle the thing's index (-1 for the surroundings)."""
+        self._must_have_started()
+        return scene_mesh(self._model, self._data, self._thing_of_geom)
+
+    def state_vector(self) -> Float32[np.ndarray, " s"]:
+        """Position, quaternion, linear and angular velocity of every thing, 13 numbers each."""
+        return np.concatenate([self._thing_state(i) for i in range(len(self._scene.things))]).astype(np.float32)
+
+    def captions(self) -> tuple[str, ...]:
+        """All captions of the first frame, shortest first."""
+        self._must_have_started()
+        return self._captions
+
+    # -- state as a value
+
+    def save_state(self) -> WorldState:
+        """The whole state; a world that loads it goes on with the same frames."""
+        self._must_have_started()
+        physics = np.empty(mujoco.mj_stateSize(self._model, INTEGRATION))
+        mujoco.mj_getState(self._model, self._data, physics, INTEGRATION)
+        return WorldState(
+            self._scene, self._prompt, self._captions, physics, self._pose.copy(), self._spots.copy(),
+            self._spot_count, self._step_count, self.np_random.bit_generator.state,
+        )  # fmt: skip
+
+    def load_state(self, state: WorldState) -> None:
+        """Go back (or over) to a saved state of the same world."""
+        if not isinstance(state, WorldState) or state.scene.world != self.world:
+            found = state.scene.world if isinstance(state, WorldState) else type(state).__name__
+            raise ValueError(f"state must come from save_state of {self.world}, got one of {found}")
+        if state.scene != self._scene:
+            self._load_scene(state.scene)
+        self._prompt, self._captions = state.prompt, state.captions
+        self._pose, self._spots = state.pose.copy(), state.spots.copy()
+        self._spot_count, self._step_count = state.spot_count, state.step_count
+        self.np_random.bit_generator.state = state.generator
+        for number in range(SPOTS):
+            self._show_spot(number)
+        mujoco.mj_setState(self._model, self._data, state.physics, INTEGRATION)
+        mujoco.mj_forward(self._model, self._data)
+        mujoco.mj_setState(self._model, self._data, state.physics, INTEGRATION)
+        self._judge()
+
+    def fork(self, n: int) -> list[WorldState]:
+        """`n` equal states to go on from."""
+        if n < 1:
+            raise ValueError(f"fork needs at least 1 state, got {n}")
+        state = self.save_state()
+        return [replace(state) for _ in range(n)]
+
+    # -- inside
+
+    def _must_have_started(self) -> None:
+        if self._scene is None:
+            raise ValueError(f"orrery/{self.world}-v0 has no scene yet; call reset first")
+
+    def _asked(self, options: dict[str, Any]) -> tuple[dict | None, str | None]:
+        """The scene that options ask for, and the prompt if there is one."""
+        if "image" in options:
+            raise ValueError("a reference world cannot start from an image; use orrery/Dream-v0 or pass scene")
+        unknown = set(options) - {"prompt", "scene"}
+        if unknown:
+            raise ValueError(f"reset options may be prompt and scene, got {sorted(map(str, unknown))[0]!r}")
+        prompt = options.get("prompt")
+        if prompt is None:
+            return options.get("scene"), None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"prompt must say something, got {prompt!r}; for example 'a red ball'")
+        if options.get("scene") is not None:
+            return options["scene"], prompt
+        said = parse(prompt)
+        if not said.things:
+            raise ValueError(f"prompt must name a thing by colour and shape such as 'a red ball', got {prompt!r}")
+        asked = {"things": list(said.things), "floor": said.floor}
+        if self.world == "Lab":
+            asked["kind"] = said.kind
+        elif self.world == "Orbit" and said.wall:
+            asked["walls"] = said.wall
+        return asked, prompt
+
+    def _load_scene(self, scene: Scene) -> None:
+        """Build the model and put everything where the scene says it starts."""
+        self.close()
+        self._scene = scene
+        self._model = build(scene, self.height, self.width)
+        self._data = mujoco.MjData(self._model)
+        names = [self._model.geom(i).name for i in range(self._model.ngeom)]
+        self._thing_of_geom = np.array([int(n[5]) if n.startswith("thing") else -1 for n in names] + [-1])
+        for index, thing in enumerate(scene.things):
+            body = self._model.body(f"thing{index}")
+            if body.dofnum[0]:
+                turn = np.empty(3)
+                back = np.array(thing.quaternion) * (1, -1, -1, -1)
+                mujoco.mju_rotVecQuat(turn, np.array(thing.angular_velocity), back)
+                start = body.dofadr[0]
+                self._data.qvel[start : start + 6] = [*thing.linear_velocity, *turn]
+        mujoco.mj_forward(self._model, self._data)
+
+    def _advance(self) -> None:
+        """Run the physics for one control step under the forces that were set, then clear them."""
+        mujoco.mj_step(self._model, self._data, SUBSTEPS)
+        self._data.xfrc_applied[:] = 0.0
+        mujoco.mj_kinematics(self._model, self._data)
+
+    def _thing_state(self, index: int) -> Float64[np.ndarray, "13"]:
+        """Position, quaternion (wxyz), linear and angular velocity in world axes."""
+        body = self._model.body(f"thing{index}")
+        pose = np.concatenate([self._data.xpos[body.id], self._data.xquat[body.id]])
+        if not body.dofnum[0]:
+            return np.concatenate([pose, np.zeros(6)])
+        start = body.dofadr[0]
+        turn = np.empty(3)
+        mujoco.mju_rotVecQuat(turn, self._data.qvel[start + 3 : start + 6], pose[3:])
+        return np.concatenate([pose, self._data.qvel[start : start + 3], turn])
+
+    def _push(self, index: int, acceleration: np.ndarray) -> None:
+        """Pull at a thing's centre with its mass times `acceleration` (m/s^2) for the next control step."""
+        body = self._model.body(f"thing{index}").id
+        self._data.xfrc_applied[body, :3] += self._model.body_mass[body] * acceleration
+
+    def _touch(self, index: int, sideways: float, upwards: float) -> None:
+        """Leave a spot on a thing where the camera's ray to it lands, if it is in sight there.
+
+        `sideways` and `upwards` in [-1, 1] move the ray off the thing's centre by up to half its radius.
+        """
+        c2w = self._camera()
+        radius = self._scene.things[index].radius_m
+        aim = self._thing_state(index)[:3] + 0.5 * radius * (sideways * c2w[:3, 0] - upwards * c2w[:3, 1])
+        ray = aim - c2w[:3, 3]
+        hit, normal = np.array([-1], np.int32), np.zeros(3)
+        groups = np.array([1, 0, 0, 0, 0, 0], np.uint8)
+        eye = np.ascontiguousarray(c2w[:3, 3])
+        share = mujoco.mj_ray(self._model, self._data, eye, ray, groups, True, -1, hit, normal)
+        if self._thing_of_geom[hit[0]] != index:
+            return
+        body = self._model.body(f"thing{index}").id
+        turn = self._data.xmat[body].reshape(3, 3)
+        place = turn.T @ (eye + share * ray - self._data.xpos[body])
+        towards = np.empty(4)
+        mujoco.mju_quatZ2Vec(towards, turn.T @ normal)
+        number = self._spot_count % SPOTS
+        self._spots[number] = [index, *place, *towards]
+        self._spot_count += 1
+        self._show_spot(number)
+        mujoco.mj_kinematics(self._model, self._data)
+
+    def _show_spot(self, number: int) -> None:
+        """Bring the model's spot into line with `_spots`; the model holds one hidden spot per number and thing."""
+        index, shown = int(self._spots[number, 0]), bool(np.any(self._spots[number, 4:]))
+        for thing in range(len(self._scene.things)):
+            self._model.geom(f"thing{thing}_spot{number}").rgba[:] = (*MARK_RGB, float(shown and thing == index))
+        geom = self._model.geom(f"thing{index}_spot{number}")
+        if shown:
+            geom.pos[:], geom.quat[:] = self._spots[number, 1:4], self._spots[number, 4:]
+
+    def _segmentation(self, height: int, width: int, c2w: np.ndarray | None = None) -> Int[np.ndarray, "h w"]:
+        focal = 0.5 * height / np.tan(np.radians(self.fovy_deg) / 2)
+        K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+        c2w = self._camera() if c2w is None else c2w
+        return self._thing_of_geom[cast_rays(self._model, self._data, K, c2w, height, width)[1]]
+
+    def _write_captions(self) -> list[str]:
+        """Captions of what the camera sees now; the named thing is listed first even where it is hidden."""
+        width = max(HINT_PX * self.width // self.height, 8)
+        ids = self._segmentation(HINT_PX, width)
+        c2w, seen = self._camera(), []
+        for index, thing in enumerate(self._scene.things):
+            columns = np.nonzero(ids == index)[1]
+            if index and len(columns) < SEEN_SHARE * ids.size:
+                continue
+            x = float((columns.mean() + 0.5) / width * 2 - 1) if len(columns) else 0.0
+            ahead = float((self._thing_state(index)[:3] - c2w[:3, 3]) @ c2w[:3, 2])
+            seen.append(Seen(thing.shape, thing.colour, thing.size, x, ahead))
+        return captions(self.world, seen, floor=self._scene.floor, wall=self._wall_ahead(), kind=self._scene.kind)
+
+    def _wall_ahead(self) -> str | None:
+        """Paint of the wall in the middle of the picture, for captions."""
+        return self._scene.walls[0]
+
+    def _draw(self, K: np.ndarray, c2w: np.ndarray, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+        if self._renderer is None:
+            self._renderer = Renderer(self._model)
+        mujoco.mj_camlight(self._model, self._data)
+        return self._renderer.rgb(self._data, K, c2w, height, width)
+
+    def _frame(self) -> UInt8[np.ndarray, "h w 3"]:
+        return self._draw(self.K.astype(np.float64), self._camera(), self.height, self.width)
+
+    def _info(self, frame: np.ndarray) -> dict[str, Any]:
+        return {"prompt": self._prompt, "frames": frame[None].copy(), "frame_count": 1, "K": self.K, "c2w": self.c2w}

@@ -1,0 +1,215 @@
+"""`orrery record`: any Gymnasium env with image observations -> episodes on disk, in parallel and resumable.
+
+An episode's seed is its name: its file exists exactly when it is whole, so a killed recording goes on where it was.
+"""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from tqdm import tqdm
+
+import envs
+from envs.policies import POLICIES
+from simulator.clips import HELD_OUT_SEED, Episode, episode_path, write_episode
+
+INDEX_NAME = "episodes.jsonl"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a worker needs to make an episode of any seed."""
+
+    env_id: str
+    out: str
+    policy: str
+    steps: int
+    height: int | None
+    width: int | None
+    options: dict[str, Any] | None = None
+
+    def make(self) -> gymnasium.Env:
+        """The env, with the picture size where one is asked for."""
+        size = {name: value for name, value in (("height", self.height), ("width", self.width)) if value is not None}
+        return gymnasium.make(self.env_id, disable_env_checker=True, **size)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("orrery", "mujoco", "gymnasium", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def check_image_env(env: gymnasium.Env, env_id: str) -> None:
+    """Raise ValueError unless observations are uint8 pictures and actions a box in [-1, 1]."""
+    space, actions = env.observation_space, env.action_space
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 3 or space.dtype != np.uint8:
+        raise ValueError(f"record needs uint8 observations of shape (H, W, 3), {env_id} has {space}; wrap the env")
+    if space.shape[2] != 3:
+        raise ValueError(f"record needs RGB pictures, {env_id} has {space.shape[2]} channels; wrap the env")
+    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
+        raise ValueError(f"record needs a Box action of one axis, {env_id} has {actions}; wrap the env")
+
+
+def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
+    """One episode, from its seed alone."""
+    observation, info = env.reset(seed=seed, options=recording.options)
+    world = env.unwrapped
+    act = POLICIES[recording.policy](env, np.random.default_rng((seed, 1)))
+    frames, actions, rewards, terminated = [observation], [], [], []
+    poses, states = [info.get("c2w")], []
+    prompt, K = info.get("prompt", ""), info.get("K")
+    captions = list(world.captions()) if hasattr(world, "captions") else [prompt]
+    scene = world.initial_scene if hasattr(world, "initial_scene") else None
+    has_states = hasattr(world, "state_vector")
+    if has_states:
+        states.append(world.state_vector())
+    for _ in range(recording.steps):
+        action = act()
+        observation, reward, over, cut, info = env.step(action)
+        frames.append(observation)
+        actions.append(action)
+        rewards.append(reward)
+        terminated.append(over)
+        poses.append(info.get("c2w"))
+        if has_states:
+            states.append(world.state_vector())
+        if over or cut:
+            break
+    return Episode(
+        frames=np.stack(frames),
+        actions=np.stack(actions).astype(np.float32),
+        rewards=np.array(rewards, np.float32),
+        terminated=np.array(terminated, bool),
+        prompt=prompt,
+        seed=seed,
+        env_id=recording.env_id,
+        captions=captions,
+        K=K,
+        c2w=None if any(pose is None for pose in poses) else np.stack(poses).astype(np.float32),
+        states=np.stack(states).astype(np.float32) if has_states else None,
+        metadata={"scene": scene, "policy": recording.policy, "versions": _versions()},
+    )
+
+
+def _summary(episode: Episode) -> dict[str, Any]:
+    """The episode's line in `episodes.jsonl`."""
+    return {
+        "seed": episode.seed,
+        "env_id": episode.env_id,
+        "prompt": episode.prompt,
+        "steps": len(episode.actions),
+        "return": float(episode.rewards.sum()),
+        "terminated": bool(episode.terminated[-1]),
+        "policy": episode.metadata["policy"],
+        "versions": episode.metadata["versions"],
+    }
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(recording: Recording) -> None:
+    _worker["recording"], _worker["env"] = recording, recording.make()
+
+
+def _record_one(seed: int) -> dict[str, Any]:
+    episode = play(_worker["env"], _worker["recording"], seed)
+    write_episode(_worker["recording"].out, episode)
+    return _summary(episode)
+
+
+def _made(recording: Recording, seeds: list[int], workers: int) -> Iterator[dict[str, Any]]:
+    """Record the seeds in spawned processes (OpenGL does not survive a fork)."""
+    # One process per core is the parallelism: more threads inside each only get in each other's way.
+    quiet = {name: "1" for name in ("LP_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    before = {name: os.environ.get(name) for name in quiet}
+    os.environ.update(quiet)
+    try:
+        pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (recording,))
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+    with pool:
+        yield from pool.imap_unordered(_record_one, seeds, chunksize=1)
+
+
+def record(
+    env_id: str,
+    episodes: int,
+    out: Path,
+    policy: str = "scripted",
+    steps: int = 48,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    workers: int | None = None,
+    held_out: bool = False,
+) -> int:
+    """Record episodes of any Gymnasium env with image observations; run it again to go on after a kill.
+
+    Args:
+        env_id: a registered id such as orrery/Room-v0, or module:id.
+        episodes: how many episodes the folder shall hold, with seeds seed, seed + 1, ...
+        out: folder for ep_SEED.zarr.zip files and episodes.jsonl.
+        policy: random or scripted.
+        steps: control steps per episode at most.
+        seed: the first episode's seed.
+        height: picture height in pixels; the env's own where left out.
+        width: picture width in pixels; the env's own where left out.
+        workers: processes; one per core where left out.
+        held_out: allow seeds of 900,000,000 and above, which are kept for evaluation.
+    """
+    _check(episodes, steps, policy, seed, held_out, workers)
+    recording = Recording(env_id, str(out), policy, steps, height, width)
+    try:
+        with recording.make() as env:
+            check_image_env(env, env_id)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"env id {env_id!r} is not known ({error}); for example {envs.__name__}:orrery/Room-v0") from error
+    except TypeError as error:
+        raise ValueError(f"{env_id} does not take this picture size ({error}); leave out --height, --width") from error
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".ep_*.partial"):
+        if time.time() - leftover.stat().st_mtime > 600:
+            leftover.unlink(missing_ok=True)
+    seeds = [s for s in range(seed, seed + episodes) if not episode_path(out, s).exists()]
+    if not seeds:
+        return 0
+    count = min(workers or os.cpu_count() or 1, len(seeds))
+    with open(out / INDEX_NAME, "a", encoding="utf-8") as index, tqdm(total=len(seeds), desc=env_id, unit="ep") as bar:
+        for line in _made(recording, seeds, count):
+            index.write(json.dumps(line) + "\n")
+            index.flush()
+            bar.update()
+    return 0
+
+
+def _check(episodes: int, steps: int, policy: str, seed: int, held_out: bool, workers: int | None) -> None:
+    for name, value in (("episodes", episodes), ("steps", steps), ("workers", 1 if workers is None else workers)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if policy not in POLICIES:
+        raise ValueError(f"--policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+    if seed < 0:
+        raise ValueError(f"--seed must not be negative, got {seed}")
+    if seed + episodes > HELD_OUT_SEED and not held_out:
+        raise ValueError(
+            f"seeds from {HELD_OUT_SEED} are kept for evaluation, got seeds up to {seed + episodes - 1}; "
+            "use smaller seeds for training, or --held-out for an evaluation set"
+        )

@@ -1,0 +1,124 @@
+"""Prompt following: does a word that changes in the prompt change in the picture, at a fixed seed?
+
+Pictures are made twice from text alone, once from a prompt and once with the colour or the shape of its first
+thing swapped. A checker reads both. A swap succeeds where the asked word is read in both pictures, and for
+colours where neither picture shows the other's.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from probes.checker import ABSENT, Checker
+from probes.measurement import Measurement, cannot_judge, wilson_interval
+
+NEEDED_SHARE = 0.8
+
+Pictures = UInt8[np.ndarray, "n h w 3"]
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A prompt, the same with one word of its first thing changed, and the words of that thing."""
+
+    prompt: str
+    changed_prompt: str
+    attribute: Literal["colour", "shape"]
+    colours: tuple[str, str]
+    shapes: tuple[str, str]
+    seed: int
+
+
+def prompt_following(
+    swaps: list[Swap], originals: Pictures, changed: Pictures, checker: Checker
+) -> list[Measurement]:
+    """Share of swaps that succeed, for both words, colours and shapes, and how well single pictures follow.
+
+    Args:
+        swaps: what was asked.
+        originals: one picture per swap, from its prompt and seed.
+        changed: one picture per swap, from its changed prompt and the same seed.
+        checker: reads pictures.
+    """
+    if not len(swaps) == len(originals) == len(changed):
+        raise ValueError(
+            f"each swap needs two pictures, got {len(originals)} and {len(changed)} for {len(swaps)} swaps"
+        )
+    readings = (checker.read(originals), checker.read(changed))
+    right_colour = np.stack([_colour_read(swaps, readings[side], checker, side) for side in (0, 1)])
+    right_shape = np.stack([_shape_read(swaps, readings[side], checker, side) for side in (0, 1)])
+    of_colour = np.array([swap.attribute == "colour" for swap in swaps], dtype=bool)
+    gone = ~_other_colour_read(swaps, readings, checker)
+    succeeded = np.where(of_colour, right_colour.all(axis=0) & gone, right_shape.all(axis=0))
+    strict = right_shape.all(axis=0) & (gone | ~of_colour)
+    both = np.concatenate
+    return [
+        _share("prompt_swap_success", succeeded, "swaps", judged=True),
+        _share("prompt_swap_success_colour", succeeded[of_colour], "swaps", judged=True),
+        _share("prompt_swap_success_shape", succeeded[~of_colour], "swaps", judged=True),
+        _share(
+            "prompt_swap_success_strict", strict, "swaps", note="colour and shape both right in both pictures"
+        ),
+        _share("prompt_colour_read", both(list(right_colour)), "pictures", note="the named colour is there"),
+        _share("prompt_shape_read", both(list(right_shape)), "pictures", note="with the named shape"),
+    ]
+
+
+def _column(checker: Checker, colour: str) -> int:
+    if colour not in checker.colours:
+        raise ValueError(f"colour must be one of {', '.join(checker.colours)}, got {colour!r}")
+    return checker.colours.index(colour)
+
+
+def _colour_read(
+    swaps: list[Swap], reading: Int[np.ndarray, "n colours"], checker: Checker, side: int
+) -> Bool[np.ndarray, " n"]:
+    """Is a thing of the asked colour there?"""
+    columns = [_column(checker, swap.colours[side]) for swap in swaps]
+    return np.array([row[column] != ABSENT for row, column in zip(reading, columns, strict=True)], dtype=bool)
+
+
+def _shape_read(
+    swaps: list[Swap], reading: Int[np.ndarray, "n colours"], checker: Checker, side: int
+) -> Bool[np.ndarray, " n"]:
+    """Is the thing of the asked colour there, and has it the asked shape?"""
+    wanted = [
+        (_column(checker, swap.colours[side]), 1 + checker.shapes.index(swap.shapes[side])) for swap in swaps
+    ]
+    return np.array(
+        [row[column] == shape for row, (column, shape) in zip(reading, wanted, strict=True)], dtype=bool
+    )
+
+
+def _other_colour_read(
+    swaps: list[Swap], readings: tuple[Int[np.ndarray, "n colours"], ...], checker: Checker
+) -> Bool[np.ndarray, " n"]:
+    """Does either picture show the colour that only the other one was asked for?"""
+    found = []
+    for index, swap in enumerate(swaps):
+        old, new = (_column(checker, colour) for colour in swap.colours)
+        found.append(old != new and (readings[0][index, new] != ABSENT or readings[1][index, old] != ABSENT))
+    return np.array(found, dtype=bool)
+
+
+def _share(
+    name: str, successes: Bool[np.ndarray, " n"], unit: str, *, judged: bool = False, note: str = ""
+) -> Measurement:
+    if len(successes) == 0:
+        return cannot_judge(name, "share", "higher", f"no {unit} to judge", support_unit=unit)
+    share = float(successes.mean())
+    fair = share >= NEEDED_SHARE or not judged
+    reason = note or f"{int(successes.sum())} of {len(successes)}; asked for {NEEDED_SHARE:.0%}"
+    return Measurement(
+        name,
+        share,
+        "share",
+        len(successes),
+        "higher",
+        wilson_interval(int(successes.sum()), len(successes)),
+        "consistent" if fair else "inconsistent",
+        reason,
+        support_unit=unit,
+    )

@@ -1,0 +1,366 @@
+"""What a probe can be pointed at, asked three things: a rollout, a sweep, a continuation.
+
+A reference world, a dream and a plain video file answer those that they can with a `Clip`, and refuse the
+others with `CannotAnswer`, which a probe reports as "cannot judge". With `probe.py`, `demo.py` and `bench.py`
+beside it, this is where probes meet envs and models.
+"""
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from tqdm import tqdm
+
+from envs import lab_camera
+from envs.captions import parse, random_prompt, swap
+from envs.vocabulary import COLOURS, SHAPES
+from probes.checker import UNKNOWN
+from probes.prompt_following import Swap
+from recon3d.cameras import Cameras, from_transforms, intrinsics, look_at
+from simulator.canvas import text_to_video
+from simulator.clips import HELD_OUT_SEED, list_episodes, read_episode
+from simulator.video import VIDEO_SUFFIXES, read_image, read_video
+from simulator.world_model import WorldModel
+
+Frames = UInt8[np.ndarray, "t h w 3"]
+Actions = Float[np.ndarray, "steps a"]
+
+
+class CannotAnswer(ValueError):
+    """A subject was asked for something that it cannot do; the message says what and why."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a subject answers: a video with its clock, and what is known besides.
+
+    cameras: one per frame, or None where nobody knows them. truth: what only a reference world can know
+    (`depth` in metres, `states` of the things). fps_known: False where a file's container is the only source.
+    """
+
+    video: Frames
+    fps: float
+    cameras: Cameras | None = None
+    truth: dict[str, Any] | None = None
+    prompt: str = ""
+    fps_known: bool = True
+
+
+class Subject(Protocol):
+    """Anything that a probe can question."""
+
+    name: str
+
+    def rollout(self, prompt: str | None, actions: Actions, seed: int) -> Clip:
+        """Frames 0..T of one run under T actions; without a prompt the seed draws one."""
+        ...
+
+    def sweep(self, prompt: str | None, cameras: Cameras, seed: int) -> Clip:
+        """One still scene as the cameras see it, one frame each."""
+        ...
+
+    def continuation(self, frames: Frames, length: int, seed: int) -> Clip:
+        """`length` frames that go on after the given ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReferenceSubject:
+    """A reference world: exact physics, exact cameras."""
+
+    env_id: str
+    height: int = 64
+    width: int = 64
+    scene: dict[str, Any] | None = None
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.env_id.removeprefix("envs:") not in gymnasium.registry:
+            raise ValueError(f"env id must be one of {', '.join(env_ids())}, got {self.env_id!r}")
+        object.__setattr__(self, "name", self.env_id.removeprefix("envs:"))
+
+    def _started(self, prompt: str | None, seed: int) -> tuple[gymnasium.Env, np.ndarray, dict[str, Any]]:
+        env = gymnasium.make(self.name, height=self.height, width=self.width, disable_env_checker=True)
+        if not hasattr(env.unwrapped, "render_at"):
+            env.close()
+            raise CannotAnswer(
+                f"{self.name} is no reference world: it has no exact cameras; use DreamSubject"
+            )
+        asked = {"prompt": prompt} if prompt else {"scene": self.scene} if self.scene else {}
+        frame, info = env.reset(seed=seed, options=asked)
+        return env, frame, info
+
+    def rollout(self, prompt: str | None, actions: Actions, seed: int) -> Clip:
+        """Run the world; the clip ends early where the world does."""
+        env, frame, info = self._started(prompt, seed)
+        world: Any = env.unwrapped
+        with env:
+            frames, infos, states = [frame], [info], [world.state_vector()]
+            for action in actions:
+                frame, _, terminated, truncated, info = env.step(action)
+                frames.append(frame)
+                infos.append(info)
+                states.append(world.state_vector())
+                if terminated or truncated:
+                    break
+            fps = float(env.metadata["render_fps"])
+        K, c2w = (torch.from_numpy(np.stack([info[key] for info in infos])) for key in ("K", "c2w"))
+        cameras = Cameras(K, c2w, self.height, self.width)
+        return Clip(np.stack(frames), fps, cameras, {"states": np.stack(states)}, infos[0]["prompt"])
+
+    def sweep(self, prompt: str | None, cameras: Cameras, seed: int) -> Clip:
+        """The first state of a scene, rendered from every camera, with exact depth."""
+        env, _, info = self._started(prompt, seed)
+        world: Any = env.unwrapped
+        with env:
+            frames, depth = world.render_at(cameras)
+            fps = float(env.metadata["render_fps"])
+        return Clip(frames, fps, cameras, {"depth": depth}, info["prompt"])
+
+    def continuation(self, frames: Frames, length: int, seed: int) -> Clip:
+        raise CannotAnswer(
+            f"{self.name} cannot continue frames: a reference world starts from a scene or a prompt"
+        )
+
+
+@dataclass(frozen=True)
+class DreamSubject:
+    """The world model, dreaming one of its worlds."""
+
+    model: WorldModel
+    world: str
+    name: str = "dream"
+
+    def __post_init__(self) -> None:
+        self.model.action_size(self.world)  # raises ValueError for a world that the model does not know
+
+    @property
+    def fps(self) -> float:
+        return self.model.frames_per_step / self.model.time_step_s
+
+    def rollout(self, prompt: str | None, actions: Actions, seed: int) -> Clip:
+        """Dream from the prompt alone; Lab's fixed camera is known, other worlds' cameras are not."""
+        prompt = prompt or random_prompt(np.random.default_rng(seed), self.world)
+        return self._rolled(prompt, actions, seed, None)
+
+    def _rolled(self, prompt: str, actions: Actions, seed: int, image: Frames | None) -> Clip:
+        state, first, _ = self.model.start([prompt], self.world, [seed], images=image)
+        frames = [first[0]]
+        for action in np.asarray(actions, np.float32):
+            state, video, _, terminated, _ = self.model.step(state, action[None])
+            frames.append(video[0])
+            if terminated[0]:
+                break
+        video = np.concatenate(frames)
+        return Clip(video, self.fps, self._cameras(video), None, prompt)
+
+    def _cameras(self, video: Frames) -> Cameras | None:
+        return lab_cameras(len(video), *video.shape[1:3]) if self.world == "Lab" else None
+
+    def sweep(self, prompt: str | None, cameras: Cameras, seed: int) -> Clip:
+        """One canvas of all cameras, made at once."""
+        prompt = prompt or random_prompt(np.random.default_rng(seed), self.world)
+        factor = self.model.frames_per_step
+        canvas = text_to_video(
+            prompt,
+            1 + (len(cameras) - 1) * factor,
+            world=self.world,
+            height=cameras.height,
+            width=cameras.width,
+            cameras=cameras,
+            time_factor=factor,
+        )
+        video = self.model.generate(canvas, seed=seed)[::factor]
+        return Clip(video, self.fps, cameras, None, prompt)
+
+    def continuation(self, frames: Frames, length: int, seed: int) -> Clip:
+        """Rollout without action from the last frame; the prompt is drawn from the seed."""
+        if length < 1:
+            raise ValueError(f"length must be at least 1 frame, got {length}")
+        prompt = random_prompt(np.random.default_rng(seed), self.world)
+        still = np.zeros((length, self.model.action_size(self.world)), np.float32)
+        clip = self._rolled(prompt, still, seed, frames[-1:])
+        return Clip(
+            clip.video[1 : 1 + length], clip.fps, self._cameras(clip.video[1 : 1 + length]), None, prompt
+        )
+
+
+@dataclass(frozen=True)
+class FileSubject:
+    """A video file, or a folder of pictures with a nerfstudio `transforms.json`: it only has what it has."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def recorded(self) -> Clip:
+        """The file's own clip, with cameras where `transforms.json` gives them; its frame rate is not sure."""
+        described = self.path / "transforms.json" if self.path.is_dir() else None
+        if described is None:
+            video, fps = read_video(self.path)
+            return Clip(video, fps, fps_known=False)
+        cameras, files = from_transforms(json.loads(described.read_text()))
+        pictures = [read_image(self.path / name) for name in files]
+        if {picture.shape[:2] for picture in pictures} != {(cameras.height, cameras.width)}:
+            raise ValueError(
+                f"{self.path}: pictures must be {cameras.height}x{cameras.width} as transforms.json says"
+            )
+        return Clip(np.stack(pictures), 10.0, cameras, fps_known=False)
+
+    def rollout(self, prompt: str | None, actions: Actions, seed: int) -> Clip:
+        raise CannotAnswer(f"{self.name} is a recording: it cannot be steered or prompted")
+
+    def sweep(self, prompt: str | None, cameras: Cameras, seed: int) -> Clip:
+        raise CannotAnswer(f"{self.name} is a recording: it cannot be seen from other cameras")
+
+    def continuation(self, frames: Frames, length: int, seed: int) -> Clip:
+        raise CannotAnswer(f"{self.name} is a recording: it cannot be continued")
+
+
+def env_ids() -> list[str]:
+    """Our env ids as Gymnasium knows them."""
+    return sorted(key for key in gymnasium.registry if key.startswith("orrery/"))
+
+
+def lab_cameras(count: int, height: int, width: int) -> Cameras:
+    """Lab's fixed camera, once per frame: known in the dream as in the reference world."""
+    pose = look_at(torch.tensor([lab_camera.EYE]), torch.tensor([lab_camera.TARGET]))
+    K = intrinsics(lab_camera.FOVY_DEG, height, width)
+    return Cameras(K.repeat(count, 1, 1), pose.repeat(count, 1, 1), height, width)
+
+
+def subject_of(target: str, *, world: str = "Lab") -> ReferenceSubject | DreamSubject | FileSubject:
+    """The subject that a command line names: a video file, posed pictures, an env id or a checkpoint.
+
+    Raises ValueError where it is none of them.
+    """
+    path = Path(target)
+    if path.suffix.lower() in VIDEO_SUFFIXES or (path / "transforms.json").is_file():
+        return FileSubject(path)
+    if target.removeprefix("envs:") == "orrery/Dream-v0" or target == "default":
+        return DreamSubject(WorldModel.load("default"), world)
+    if target.removeprefix("envs:") in gymnasium.registry:
+        return ReferenceSubject(target)
+    if path.is_dir():
+        return DreamSubject(WorldModel.load(path), world, f"dream of {path.name}")
+    raise ValueError(
+        f"target must be a video file, a folder with transforms.json, an env id or a checkpoint, got "
+        f"{target!r}; known env ids: {', '.join(env_ids())}"
+    )
+
+
+def held_out_swaps(count: int, seed: int) -> list[Swap]:
+    """Prompts from held-out seeds, each with one word of its first thing swapped.
+
+    Colour and shape alternate.
+    """
+    swaps = []
+    for index in range(count):
+        generator = np.random.default_rng((HELD_OUT_SEED + seed, index))
+        prompt = random_prompt(generator, "Orbit")
+        attribute: Literal["colour", "shape"] = "shape" if index % 2 else "colour"
+        changed = swap(prompt, attribute, generator)[0]
+        before, after = parse(prompt).things[0], parse(changed).things[0]
+        colours, shapes = ((before[word], after[word]) for word in ("colour", "shape"))
+        swaps.append(Swap(prompt, changed, attribute, colours, shapes, HELD_OUT_SEED + seed + index))
+    return swaps
+
+
+def drop_prompts(count: int, seed: int) -> list[str]:
+    """Prompts of Lab in which one thing falls, from held-out seeds."""
+    generators = (np.random.default_rng((HELD_OUT_SEED + seed, index)) for index in range(count))
+    return [random_prompt(generator, "Lab", kind="drop", count=1) for generator in generators]
+
+
+def labelled_frames(
+    folder: Path, *, episodes: int, frames_per_episode: int, seed: int
+) -> tuple[Frames, Int[np.ndarray, "n colours"]]:
+    """Frames of recorded Orbit episodes; for each colour 0 (absent), 1 + its thing's shape, or -1 (unclear).
+
+    A thing is unclear where its centre is hidden behind a nearer thing or close to the picture's edge.
+    """
+    generator = np.random.default_rng(seed)
+    paths = list_episodes(folder)
+    order = generator.permutation(len(paths))[:episodes]
+    frames, labels = [], []
+    for index in tqdm(order, desc=f"reading {folder}"):
+        episode = read_episode(paths[index])
+        if episode.K is None or episode.c2w is None or episode.states is None:
+            raise ValueError(f"{paths[index]} has no cameras or states; record it from orrery/Orbit-v0")
+        picks = generator.choice(
+            len(episode.frames), min(frames_per_episode, len(episode.frames)), replace=False
+        )
+        frames.append(episode.frames[picks])
+        K = torch.from_numpy(episode.K).repeat(len(picks), 1, 1)
+        cameras = Cameras(K, torch.from_numpy(episode.c2w[picks]), *episode.frames.shape[1:3])
+        labels.append(_labels(episode.metadata["scene"]["things"], cameras))
+    return np.concatenate(frames), np.concatenate(labels)
+
+
+def _labels(things: list[dict[str, Any]], cameras: Cameras) -> Int[np.ndarray, "n colours"]:
+    """What each camera sees of the things, which stand still, colour by colour."""
+    labels = np.zeros((len(cameras), len(COLOURS)), np.int64)
+    centres = torch.tensor([thing["position"] for thing in things], dtype=torch.float32)
+    places, depth = (values.numpy() for values in cameras.project(centres))
+    radii = cameras.K[0, 1, 1].item() * np.array([thing["radius_m"] for thing in things]) / depth
+    edge = np.stack(
+        [places[..., 0], cameras.width - places[..., 0], places[..., 1], cameras.height - places[..., 1]]
+    )
+    for index, thing in enumerate(things):
+        apart = np.linalg.norm(places - places[:, index : index + 1], axis=-1)
+        hidden = ((apart < 0.9 * radii) & (depth < depth[:, index : index + 1])).any(axis=1)
+        unclear = hidden | (edge[..., index].min(axis=0) < 0.5 * radii[:, index])
+        column = list(COLOURS).index(thing["colour"])
+        labels[:, column] = np.where(unclear, UNKNOWN, 1 + SHAPES.index(thing["shape"]))
+    return labels
+
+
+def pictures_from_text(
+    checkpoint: str, prompts: Sequence[str], seeds: Sequence[int]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Pictures of Orbit made from words alone, in a process of its own in which MuJoCo cannot be imported.
+
+    Args:
+        checkpoint: as `WorldModel.load` takes it.
+        prompts: one per picture.
+        seeds: one per picture; equal seeds mean equal noise.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_forbid_mujoco) as pool:
+        return pool.submit(
+            _draw_pictures, checkpoint, list(prompts), list(seeds), torch.get_num_threads()
+        ).result()
+
+
+def _forbid_mujoco() -> None:
+    """From here on `import mujoco` fails in this process; it must not have been imported before."""
+    if sys.modules.get("mujoco") is not None:
+        raise RuntimeError(
+            "mujoco is loaded already, so pictures would not be proven to come from text alone"
+        )
+    sys.modules["mujoco"] = None  # type: ignore[assignment]
+
+
+def _draw_pictures(
+    checkpoint: str, prompts: list[str], seeds: list[int], threads: int
+) -> UInt8[np.ndarray, "n h w 3"]:
+    if sys.modules.get("mujoco", "absent") is not None:
+        raise RuntimeError("mujoco can be imported, so pictures would not be proven to come from text alone")
+    torch.set_num_threads(threads)
+    model = WorldModel.load(checkpoint)
+    pictures = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        canvas = text_to_video(prompt, 1, world="Orbit", height=model.height, width=model.width)
+        pictures.append(model.generate(canvas, seed=seed)[0])
+    return np.stack(pictures)

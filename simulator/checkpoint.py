@@ -1,0 +1,117 @@
+"""Weights and runs on disk. Weights are safetensors beside a readable `config.json`; nothing is ever unpickled from
+a file that a user names, and loading is strict: an unknown or missing key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+CONFIG = "config.json"
+Config = TypeVar("Config")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises ValueError naming the file if it is missing or damaged."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; a checkpoint is a folder with {CONFIG} and .safetensors files")
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it or train again") from error
+
+
+def as_config(kind: type[Config], values: dict[str, Any], source: Path) -> Config:
+    """A config dataclass from its JSON. Raises ValueError on unknown or missing keys."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := set(values) - names:
+        raise ValueError(f"{source} has unknown keys {sorted(unknown)} for {kind.__name__}; it fits another version")
+    if missing := names - set(values):
+        raise ValueError(f"{source} lacks the keys {sorted(missing)} of {kind.__name__}; it fits another version")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def save_weights(path: Path, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Write a module's weights, whole or not at all; `dtype` rounds floating weights (buffers too) to save space."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in module.state_dict().items()
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    save_file(weights, partial)
+    partial.chmod(0o644)
+    os.replace(partial, path)
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Fill a module from safetensors, strictly. Raises ValueError naming the file and what is wrong with it."""
+    if not path.is_file():
+        raise ValueError(f"checkpoint file {path} is missing; give a folder that `orrery train` wrote")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a safetensors file ({error}); pickled checkpoints (.pt, .pth) are refused since they can run "
+            "code: convert it with safetensors.torch.save_file"
+        ) from error
+    try:
+        module.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its {CONFIG}: {str(error).splitlines()[1].strip()}") from error
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256: names caches after the weights that made them."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def code_version() -> str:
+    """The git commit of this code, with `+` if the tree has changes; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return (commit.stdout.strip() + ("+" if changes.stdout.strip() else "")) or "unknown"
+
+
+def save_resume(path: Path, state: dict[str, Any]) -> None:
+    """Write what a run needs to go on (optimizer, step, generators), whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_resume(path: Path) -> dict[str, Any]:
+    """Read a run's own resume file; only tensors and plain values are accepted."""
+    if not path.is_file():
+        raise ValueError(f"--resume: {path} is missing; start without --resume")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights; buffers are copied."""
+    with torch.no_grad():
+        for kept, new in zip(ema.parameters(), model.parameters(), strict=True):
+            kept.lerp_(new.to(kept.dtype), 1 - decay)
+        for kept, new in zip(ema.buffers(), model.buffers(), strict=True):
+            kept.copy_(new)

@@ -1,0 +1,152 @@
+"""`orrery eval`: how true a world model's dreams are to held-out episodes.
+
+Each dream gets the true first frame and its prompt, then the true actions. It is compared with the true frames, beside
+repeating the first frame (what a model must beat) and the tokenizer's own reconstruction (what it cannot beat).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from simulator.checkpoint import write_json
+from simulator.clips import HELD_OUT_SEED, Episode, list_episodes, read_episode
+from simulator.latents import world_name
+from simulator.metrics import psnr, sharpness, ssim
+from simulator.video import to_uint8, to_unit
+from simulator.world_model import WorldModel
+
+STEPS = (1, 4, 16)
+CHANGED = 8  # of 255: a pixel that differs more from the first frame has changed
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """Means over episodes at one step; decibels unless said otherwise."""
+
+    world: str
+    step: int
+    episodes: int
+    psnr: float
+    interval: float  # half width of the 95 % interval of psnr
+    copy: float  # PSNR of repeating the first frame
+    ceiling: float  # PSNR of the tokenizer's reconstruction
+    ssim: float  # in [-1, 1]
+    copy_ssim: float
+    changed_share: float  # of the pixels, percent
+    changed_psnr: float  # on these
+    changed_copy: float
+    sharpness: float  # ratio to the truth
+    shuffled: float  # mean squared error with another episode's actions over that with the true ones
+
+
+def dream(
+    model: WorldModel, world: str, episodes: list[Episode], actions: Float[np.ndarray, "b steps a"]
+) -> UInt8[np.ndarray, "b t h w 3"]:
+    """Roll out from each episode's first frame and prompt under the given actions."""
+    first = np.stack([episode.frames[0] for episode in episodes])
+    seeds = [episode.seed for episode in episodes]
+    state, frames, _ = model.start([episode.prompt for episode in episodes], world, seeds, images=first)
+    found = [frames]
+    for step in range(actions.shape[1]):
+        state, frames, *_ = model.step(state, actions[:, step])
+        found.append(frames)
+    return np.concatenate(found, axis=1)
+
+
+def dreams_of(model: WorldModel, world: str, episodes: list[Episode]) -> tuple[np.ndarray, ...]:
+    """Truth, dreams, dreams under the next episode's actions, and reconstructions; b t h w 3 each."""
+    horizon = max(STEPS)
+    factor = model.frames_per_step
+    truth = np.stack([episode.frames[: horizon * factor + 1] for episode in episodes])
+    actions = np.stack([episode.actions[:horizon] for episode in episodes])
+    dreamed, shuffled, rebuilt = [], [], []
+    for start in tqdm(range(0, len(episodes), BATCH), desc=f"dreaming {world}", mininterval=2):
+        batch, rows = episodes[start : start + BATCH], slice(start, start + BATCH)
+        dreamed.append(dream(model, world, batch, actions[rows]))
+        shuffled.append(dream(model, world, batch, np.roll(actions, 1, axis=0)[rows, : STEPS[1]]))
+        rebuilt.append(to_uint8(model.tokenizer.decode(model.tokenizer.encode(to_unit(truth[rows], model.device)))))
+    return truth, np.concatenate(dreamed), np.concatenate(shuffled), np.concatenate(rebuilt)
+
+
+def compare(world: str, step: int, frame: int, truth, dreamed, shuffled, rebuilt) -> Row:
+    """One row of the table: everything at exactly one step."""
+    here, first, made = truth[:, frame], truth[:, 0], dreamed[:, frame]
+    changed = (np.abs(here.astype(int) - first.astype(int)) > CHANGED).any(axis=-1)
+    score = psnr(made, here)
+    ratio = float("nan")
+    if frame < shuffled.shape[1]:
+        error, other = ((here / 255.0 - x[:, frame] / 255.0) ** 2 for x in (dreamed, shuffled))
+        ratio = float(other.mean() / error.mean())
+    return Row(
+        world=world, step=step, episodes=len(score), psnr=float(score.mean()),
+        interval=float(1.96 * score.std(ddof=1) / len(score) ** 0.5) if len(score) > 1 else float("nan"),
+        copy=float(psnr(first, here).mean()), ceiling=float(psnr(rebuilt[:, frame], here).mean()),
+        ssim=float(ssim(made, here).mean()), copy_ssim=float(ssim(first, here).mean()),
+        changed_share=float(100 * changed.mean()), changed_psnr=float(np.nanmean(psnr(made, here, changed))),
+        changed_copy=float(np.nanmean(psnr(first, here, changed))), sharpness=float(sharpness(made, here).mean()),
+        shuffled=ratio,
+    )
+
+
+def measure(model: WorldModel, data: Path) -> list[Row]:
+    """Fidelity of every world of which `data` holds held-out episodes long enough."""
+    by_world: dict[str, list[Episode]] = defaultdict(list)
+    for path in list_episodes(data):
+        if int(path.name[3:12]) < HELD_OUT_SEED:
+            raise ValueError(f"{path} is not held out: fidelity needs seeds of {HELD_OUT_SEED} and above; "
+                             "record them with `orrery record ENV_ID --held-out`")
+        episode = read_episode(path)
+        name = world_name(episode.env_id)
+        if name in model.worlds and len(episode.actions) >= max(STEPS):
+            by_world[name].append(episode)
+    if not by_world:
+        raise ValueError(f"--data {data} has no episode of {max(STEPS)} steps in a world of this model "
+                         f"({', '.join(model.worlds)}); record some with `orrery record ENV_ID --held-out`")
+    rows = []
+    for world, episodes in sorted(by_world.items()):
+        parts = dreams_of(model, world, episodes)
+        rows += [compare(world, step, step * model.frames_per_step, *parts) for step in STEPS]
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| world | step | PSNR dB | copy | gain | ceiling | SSIM | copy | changed % | PSNR there | copy there | gain there "
+        "| sharpness | shuffled ratio |", "|---" * 14 + "|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r.world} ({r.episodes}) | {r.step} | {r.psnr:.2f} ± {r.interval:.2f} | {r.copy:.2f} | {r.psnr - r.copy:+.2f} "
+            f"| {r.ceiling:.1f} | {r.ssim:.3f} | {r.copy_ssim:.3f} | {r.changed_share:.1f} | {r.changed_psnr:.2f} "
+            f"| {r.changed_copy:.2f} | {r.changed_psnr - r.changed_copy:+.2f} | {r.sharpness:.2f} "
+            f"| {'' if np.isnan(r.shuffled) else f'{r.shuffled:.2f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def evaluate(
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="'default' or a folder of `orrery train world`")],
+    data: Annotated[Path, tyro.conf.arg(help="folder of held-out episodes (`orrery record ENV_ID --held-out`)")],
+    out: Annotated[Path | None, tyro.conf.arg(help="also write the rows as JSON to this file")] = None,
+    steps: Annotated[int | None, tyro.conf.arg(help="sampler steps, instead of the checkpoint's")] = None,
+    device: str = "cpu",
+) -> int:
+    """Held-out fidelity: dreams against true continuations, beside copying the first frame."""
+    model = WorldModel.load(checkpoint, device)
+    if steps is not None:
+        model = model.with_config(sampler_steps=steps)
+    rows = measure(model, data)
+    print(table(rows))
+    if out is not None:
+        write_json(out, [vars(row) for row in rows])
+    return 0

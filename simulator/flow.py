@@ -1,0 +1,47 @@
+"""The noise path, known to this file alone: `x = (1 - noise_level) * data + noise_level * noise` (rectified flow,
+Liu et al. 2022), so `velocity = noise - data`. The network predicts data (x-prediction); what a solver needs is derived.
+Noise levels are one per frame, in [0, 1]: 0 is clean, 1 is pure noise."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+Levels = Float[Tensor, "b n"]
+Frames = Float[Tensor, "b n c y x"]
+
+
+def per_frame(noise_level: Levels) -> Float[Tensor, "b n 1 1 1"]:
+    return rearrange(noise_level, "b n -> b n 1 1 1")
+
+
+def add_noise(data: Frames, noise: Frames, noise_level: Levels) -> Frames:
+    """Data at its noise level."""
+    level = per_frame(noise_level)
+    return (1 - level) * data + level * noise
+
+
+def velocity(noisy: Frames, data: Frames, noise_level: Levels) -> Frames:
+    """d noisy / d noise_level along the path through `noisy` and `data`; zero for frames held at level 0."""
+    level = per_frame(noise_level)
+    return torch.where(level > 0, (noisy - data) / level.clamp_min(1e-6), torch.zeros_like(noisy))
+
+
+def move(noisy: Frames, data: Frames, noise_level: Levels, next_level: Levels) -> Frames:
+    """One Euler step of the flow to `next_level`. A frame whose level does not change does not move."""
+    step = per_frame(next_level - noise_level)
+    return noisy + step * velocity(noisy, data, noise_level)
+
+
+def loss_weight(noise_level: Levels) -> Levels:
+    """Ramp weight of the loss in data space (Dreamer 4, Hafner et al. 2025, eq. 8, where tau = 1 - noise_level)."""
+    return 1 - 0.9 * noise_level
+
+
+def schedule(steps: int) -> list[float]:
+    """Noise levels that a sampler visits, from 1 to 0, evenly spaced."""
+    if steps < 1:
+        raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+    return [1 - k / steps for k in range(steps)] + [0.0]

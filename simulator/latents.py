@@ -1,0 +1,185 @@
+"""Episodes as latents in memory: what the world model trains on.
+
+Each episode is encoded once per tokenizer version and kept beside its file (`.latents-<fingerprint>/`), so that a killed
+run, or the next one, starts at once. `draw` cuts windows out of it, with everything a canvas is conditioned on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from recon3d.cameras import Cameras, rigid_inverse
+from simulator.clips import HELD_OUT_SEED, Episode, list_episodes, open_episode, read_episode
+from simulator.text import embed
+from simulator.tokenizer import Tokenizer
+from simulator.video import to_unit
+
+
+def world_name(env_id: str) -> str:
+    """`orrery/Room-v0` -> `Room`."""
+    return env_id.split("/")[-1].split("-v")[0]
+
+
+def encode_episode(path: Path, tokenizer: Tokenizer, version: str) -> Float[np.ndarray, "n c y x"]:
+    """The latents of one episode's frames, from the cache beside it if they are there."""
+    cached = path.parent / f".latents-{version}" / f"{path.name}.npy"
+    if cached.exists():
+        return np.load(cached)
+    store, group = open_episode(path)
+    frames = np.asarray(group["frames"][...])
+    store.close()
+    device = next(tokenizer.parameters()).device
+    with torch.no_grad():
+        latents = tokenizer.encode(to_unit(frames[None], device))[0].half().cpu().numpy()
+    cached.parent.mkdir(exist_ok=True)
+    partial = cached.with_suffix(".partial.npy")
+    np.save(partial, latents)
+    partial.replace(cached)
+    return latents
+
+
+@dataclass(frozen=True)
+class LatentEpisodes:
+    """Many episodes, end to end. Row i is one latent step; `starts` says where each episode begins."""
+
+    latents: Float[Tensor, "rows c y x"]
+    actions: Float[Tensor, "rows a"]  # that led to the row; zero at an episode's start
+    rewards: Float[Tensor, " rows"]
+    terminated: Float[Tensor, " rows"]
+    c2w: Float[Tensor, "rows 4 4"]
+    K: Float[Tensor, "episodes 3 3"]  # NaN where an episode has no cameras
+    world: Int[Tensor, " episodes"]
+    starts: Int[np.ndarray, " episodes1"]
+    captions: list[list[int]]  # of each episode: rows of `text`, the first naming only the things
+    text: list[Float[Tensor, "l e"]]
+    worlds: tuple[str, ...]
+    action_sizes: dict[str, int]
+    height: int
+    width: int
+
+    @property
+    def episodes(self) -> int:
+        return len(self.captions)
+
+    def length(self, episode: int) -> int:
+        return int(self.starts[episode + 1] - self.starts[episode])
+
+    def of_world(self, name: str, frames: int = 1) -> Int[np.ndarray, " found"]:
+        """The world's episodes that have at least so many latent steps."""
+        long_enough = np.diff(self.starts) >= frames
+        return np.flatnonzero((self.world.numpy() == self.worlds.index(name) + 1) & long_enough)
+
+
+def load_latents(data: Path, tokenizer: Tokenizer, version: str, action_width: int) -> LatentEpisodes:
+    """Read, and encode where needed, every episode under `data` that may be trained on (held-out seeds may not)."""
+    paths = [path for path in list_episodes(data) if int(path.name[3:12]) < HELD_OUT_SEED]
+    if not paths:
+        raise ValueError(f"--data {data} holds only held-out seeds ({HELD_OUT_SEED} and above); record others to train on")
+    names: list[str] = []
+    parts: dict[str, list] = {name: [] for name in ("latents", "actions", "rewards", "terminated", "c2w", "K", "world")}
+    starts, caption_rows, phrases, sizes, size = [0], [], {}, {}, None
+    for path in tqdm(paths, desc="encoding episodes", unit="ep", mininterval=5):
+        episode = read_episode(path)
+        latents = encode_episode(path, tokenizer, version)
+        size = size or episode.frames.shape[1:3]
+        if episode.frames.shape[1:3] != size:
+            raise ValueError(f"{path} has frames of {episode.frames.shape[1:3]}, others {size}; train on one size at a time")
+        name = world_name(episode.env_id)
+        if name not in names:
+            names.append(name)
+        sizes[name] = episode.actions.shape[1]
+        for key, value in _rows(episode, latents, tokenizer.config.time_factor, action_width, path).items():
+            parts[key].append(torch.from_numpy(value))
+        parts["world"].append(torch.tensor([names.index(name)]))
+        starts.append(starts[-1] + len(latents))
+        words = list(dict.fromkeys(episode.captions or [episode.prompt]))
+        caption_rows.append([phrases.setdefault(word, len(phrases)) for word in words])
+    order = sorted(names)
+    world = torch.cat(parts.pop("world"))
+    world = torch.tensor([order.index(names[i]) + 1 for i in world.tolist()])
+    text = [e.half() for e in embed(list(phrases), progress=True)]
+    return LatentEpisodes(
+        **{key: torch.cat(value) for key, value in parts.items()}, world=world, starts=np.array(starts),
+        captions=caption_rows, text=text, worlds=tuple(order), action_sizes=sizes, height=size[0], width=size[1],
+    )
+
+
+def _rows(episode: Episode, latents: np.ndarray, factor: int, action_width: int, path: Path) -> dict[str, np.ndarray]:
+    """One episode as rows of latent steps."""
+    steps, width = episode.actions.shape
+    if width > action_width:
+        raise ValueError(f"{path} has actions of width {width}, the model takes {action_width}; raise action_width")
+    if steps + 1 != len(latents):
+        raise ValueError(f"{path} has {steps} actions and {len(latents)} latent steps; record with {factor} frames a step")
+    nowhere = episode.c2w is None or episode.K is None
+    return {
+        "latents": latents,
+        "actions": np.pad(episode.actions.astype(np.float32), ((1, 0), (0, action_width - width))),
+        "rewards": np.pad(episode.rewards.astype(np.float32), (1, 0)),
+        "terminated": np.pad(episode.terminated.astype(np.float32), (1, 0)),
+        "c2w": np.full((len(latents), 4, 4), np.nan, np.float32) if nowhere else episode.c2w[::factor].astype(np.float32),
+        "K": np.full((1, 3, 3), np.nan, np.float32) if nowhere else episode.K[None].astype(np.float32),
+    }
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A batch of windows, with everything known about them."""
+
+    latents: Float[Tensor, "b n c y x"]
+    actions: Float[Tensor, "b n a"]
+    follows: Tensor  # whether a row's predecessor in the window is its predecessor in time, so that its action counts
+    rewards: Float[Tensor, "b n"]
+    terminated: Float[Tensor, "b n"]
+    rays: Float[Tensor, "b n 6 y x"]  # NaN where an episode has no cameras
+    world: Int[Tensor, " b"]
+    captions: list[int]
+
+
+def draw(
+    data: LatentEpisodes, episodes: Int[np.ndarray, " b"], frames: int, rng: np.random.Generator, *,
+    from_start: float, max_stride: int = 1,
+) -> Windows:
+    """Cut one window out of each given episode; a share `from_start` begins at the episode's first frame.
+
+    A window may skip frames: all its steps are `stride` apart, the stride drawn up to `max_stride` and as the length allows.
+    Captions tell what the first frame shows; a window from elsewhere gets the first caption, which only names things.
+    """
+    rows, captions, strides = [], [], []
+    for episode in episodes:
+        length = data.length(int(episode))
+        if length < frames:
+            raise ValueError(f"a window of {frames} latent steps does not fit an episode of {length}; record longer ones")
+        stride = int(rng.integers(1, min(max_stride, (length - 1) // max(1, frames - 1)) + 1)) if frames > 1 else 1
+        first = 0 if rng.random() < from_start else int(rng.integers(length - (frames - 1) * stride))
+        rows.append(data.starts[episode] + first + stride * np.arange(frames))
+        choices = data.captions[episode]
+        captions.append(choices[rng.integers(len(choices))] if first == 0 else choices[0])
+        strides.append(stride)
+    index = torch.from_numpy(np.stack(rows))
+    follows = (torch.tensor(strides) == 1)[:, None] & (torch.arange(frames) > 0)
+    which = torch.from_numpy(np.asarray(episodes))
+    return Windows(
+        data.latents[index].float(), data.actions[index], follows, data.rewards[index], data.terminated[index],
+        window_rays(data, which, index), data.world[which], captions,
+    )
+
+
+def window_rays(data: LatentEpisodes, episodes: Tensor, index: Tensor) -> Float[Tensor, "b n 6 y x"]:
+    """Plücker rays of the latents' cells, relative to each window's first camera; NaN where there are no cameras."""
+    b, n = index.shape
+    c2w = data.c2w[index].double()
+    relative = rigid_inverse(c2w[:, 0])[:, None] @ c2w
+    K = data.K[episodes]
+    K = torch.where(K.isnan(), torch.eye(3), K)[:, None].expand(b, n, 3, 3)
+    cameras = Cameras(rearrange(K, "b n i j -> (b n) i j"), rearrange(relative.float(), "b n i j -> (b n) i j"),
+                      data.height, data.width)
+    return rearrange(cameras.plucker(*data.latents.shape[-2:]), "(b n) r y x -> b n r y x", b=b)

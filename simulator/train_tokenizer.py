@@ -1,0 +1,221 @@
+"""`orrery train tokenizer`: fit the tokenizer to recorded frames. One visible loop: load, encode, add noise, decode,
+compare, step."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from simulator.checkpoint import (
+    CONFIG,
+    as_config,
+    code_version,
+    ema_update,
+    load_resume,
+    load_weights,
+    read_json,
+    save_resume,
+    save_weights,
+    write_json,
+)
+from simulator.clips import list_episodes, open_episode
+from simulator.optim import Clock, fast_precision, make_optimizers, rate_factor, set_rates
+from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+from simulator.tracking import tracked_run
+from simulator.video import to_uint8, to_unit, write_image
+
+WEIGHTS = "tokenizer.safetensors"
+RESUME = "tokenizer.resume.pt"
+CLIP_STEPS = 4
+
+
+@dataclass(frozen=True)
+class TokenizerTraining:
+    batch: int = 24  # clips a step
+    steps: int = 200_000  # at most
+    minutes: float = 20.0  # of training, at most
+    matrix_rate: float = 2e-3  # Muon's learning rate
+    other_rate: float = 1e-3  # AdamW's learning rate
+    latent_noise: float = 0.1  # greatest noise added to bounded latents
+    ema_decay: float = 0.998
+    memory_frames: int = 120_000  # frames held in memory at most
+
+
+TRAININGS = {
+    "tiny": TokenizerTraining(batch=8, steps=60, minutes=1.0),
+    "small": TokenizerTraining(),
+    "base": TokenizerTraining(batch=64, minutes=240.0, memory_frames=1_000_000),
+}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of many episodes of one size in memory, with where each episode starts."""
+
+    pixels: UInt8[np.ndarray, "n h w 3"]
+    starts: np.ndarray = field(repr=False)
+
+    def clips(self, rng: np.random.Generator, batch: int, length: int) -> UInt8[np.ndarray, "b t h w 3"]:
+        """Random windows of `length` frames, none of which crosses an episode's border."""
+        episode = rng.integers(len(self.starts) - 1, size=batch)
+        first = rng.integers(self.starts[episode], self.starts[episode + 1] - length + 1)
+        return self.pixels[first[:, None] + np.arange(length)]
+
+
+def load_frames(data: Path, limit: int, min_length: int, generator: np.random.Generator) -> Frames:
+    """Whole episodes in random order until `limit` frames are in memory."""
+    paths = list_episodes(data)
+    pixels, count = [], 0
+    for index in tqdm(generator.permutation(len(paths)), desc="reading frames", unit="ep", mininterval=5):
+        store, group = open_episode(paths[index])
+        frames = np.asarray(group["frames"][...])
+        store.close()
+        if len(frames) < min_length:
+            raise ValueError(f"clip needs at least {min_length} frames, got {len(frames)} in {paths[index]}; "
+                             "record longer episodes")
+        if pixels and frames.shape[1:] != pixels[0].shape[1:]:
+            raise ValueError(f"{paths[index]} has frames of {frames.shape[1:3]}, others {pixels[0].shape[1:3]}; "
+                             "train on one size at a time")
+        pixels.append(frames)
+        count += len(frames)
+        if count >= limit:
+            break
+    return Frames(np.concatenate(pixels), np.cumsum([0] + [len(p) for p in pixels]))
+
+
+def reconstruction_loss(output: Float[Tensor, "*b"], video: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
+    difference = (output.float() - video).abs()
+    return difference.mean() + 2 * difference.square().mean()
+
+
+def measure_latents(tokenizer: Tokenizer, frames: Frames, rng: np.random.Generator, device: torch.device) -> None:
+    """Set the tokenizer's latent mean and std from data."""
+    with torch.no_grad():
+        video = to_unit(frames.clips(rng, 256, 1), device)
+        bounded = tokenizer.encode_bounded(video)
+        tokenizer.latent_mean.copy_(bounded.mean(dim=(0, 1, 3, 4)))
+        tokenizer.latent_std.copy_(bounded.std(dim=(0, 1, 3, 4)))
+
+
+def save(out: Path, ema: Tokenizer, training: TokenizerTraining, clock: Clock, psnr: float) -> None:
+    save_weights(out / WEIGHTS, ema)
+    made = {"steps": clock.step, "minutes": round(clock.seconds / 60, 1), "code": code_version(), "psnr_db": psnr}
+    write_json(out / CONFIG, {"tokenizer": asdict(ema.config), "training": asdict(training), "made": made})
+
+
+def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """The tokenizer of a run folder (or of a world model's). Raises ValueError if missing or damaged."""
+    values = read_json(folder / CONFIG)
+    if "tokenizer" not in values:
+        raise ValueError(f"{folder / CONFIG} has no tokenizer; give the folder of `orrery train tokenizer --out`")
+    tokenizer = Tokenizer(as_config(TokenizerConfig, values["tokenizer"], folder / CONFIG))
+    load_weights(folder / WEIGHTS, tokenizer)
+    return tokenizer.to(device).eval().requires_grad_(False)
+
+
+def train_tokenizer(
+    data: Annotated[Path, tyro.conf.arg(help="folder of recorded episodes (searched with its sub-folders)")],
+    out: Annotated[Path, tyro.conf.arg(help="run folder to write")],
+    preset: Annotated[str, tyro.conf.arg(help="tiny, small or base")] = "small",
+    minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
+    steps: Annotated[int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")] = None,
+    seed: int = 0,
+    resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
+    compile: Annotated[bool, tyro.conf.arg(help="torch.compile: faster after a minute, needs a C++ compiler")] = False,
+    track: Annotated[bool, tyro.conf.arg(help="log to MLflow")] = True,
+    device: str = "cpu",
+) -> int:
+    """Train the video tokenizer on recorded episodes."""
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
+    training = TokenizerTraining(**{**asdict(TRAININGS[preset]), **changes})
+    torch.manual_seed(seed)
+    rng, where = np.random.default_rng(seed), torch.device(device)
+    model = Tokenizer(PRESETS[preset]).to(where)
+    frames = load_frames(data, training.memory_frames, CLIP_STEPS * model.config.time_factor, rng)
+    model.check_size(*frames.pixels.shape[1:3])
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
+    clock = Clock(training.steps, training.minutes)
+    if resume:
+        state = load_resume(out / RESUME)
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        clock.step, clock.earlier_s = state["step"], state["seconds"]
+        rng = np.random.default_rng([seed, clock.step])
+    out.mkdir(parents=True, exist_ok=True)
+    with tracked_run("orrery-tokenizer", out.name, track) as run:
+        run.params({"preset": preset, **asdict(training), **asdict(model.config)})
+        fit(model, ema, optimizers, frames, training, clock, rng, out, run, compile)
+    return 0
+
+
+def fit(model, ema, optimizers, frames, training, clock, rng, out, run, compiled) -> None:
+    """The loop. Saves every few minutes, so that a killed run goes on with `--resume`."""
+    where = next(model.parameters()).device
+    length = 1 + (CLIP_STEPS - 1) * model.config.time_factor
+    core = torch.compile(reconstruct) if compiled else reconstruct
+    bar, saved_s = tqdm(total=1000, desc="tokenizer", mininterval=5, bar_format="{desc} {percentage:3.0f}% {postfix}"), 0.0
+    while clock.progress < 1:
+        video = to_unit(frames.clips(rng, training.batch, length), where)
+        noise_scale = training.latent_noise * torch.from_numpy(rng.random((training.batch, 1, 1, 1, 1))).to(where)
+        set_rates(optimizers, rate_factor(clock.progress))
+        with fast_precision(where):
+            output = core(model, video, noise_scale.float())
+        loss = reconstruction_loss(output, video)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        clock.step += 1
+        ema_update(ema, model, min(training.ema_decay, (1 + clock.step) / (10 + clock.step)))
+        if clock.step % 50 == 0:
+            bar.n = int(1000 * clock.progress)
+            bar.set_postfix_str(f"step {clock.step} loss {loss.item():.4f} left {clock.left_s / 60:.1f} min")
+            run.metrics({"loss": loss.item(), "frames": clock.step * training.batch * length}, clock.step)
+        if clock.seconds - saved_s > 120 or clock.progress >= 1:
+            saved_s = clock.seconds
+            checkpoint(model, ema, optimizers, frames, training, clock, out, run)
+    bar.close()
+
+
+def reconstruct(model: Tokenizer, video: Tensor, noise_scale: Tensor) -> Tensor:
+    latents = model.encode_bounded(video)
+    output, _ = model.decode_bounded(latents + noise_scale * torch.randn_like(latents))
+    return output[:, model.config.time_factor - 1 :]
+
+
+def checkpoint(model, ema, optimizers, frames, training, clock, out, run) -> None:
+    """Measure on a fixed draw of clips, write weights, a picture (truth above, reconstruction below) and resume state."""
+    where = next(model.parameters()).device
+    rng = np.random.default_rng(1)
+    measure_latents(ema, frames, rng, where)
+    clips = frames.clips(rng, 32, 1 + (CLIP_STEPS - 1) * model.config.time_factor)
+    with torch.no_grad(), fast_precision(where):
+        output = to_uint8(ema.decode(ema.encode(to_unit(clips, where))))
+    error = ((output / 255.0 - clips / 255.0) ** 2).mean(axis=(1, 2, 3, 4))
+    psnr = round(float((-10 * np.log10(error)).mean()), 2)
+    save(out, ema, training, clock, psnr)
+    rows = [np.concatenate(list(video[:8, 0]), axis=1) for video in (clips, output)]
+    picture = write_image(out / "reconstruction.png", np.concatenate(rows), scale=2)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), "psnr_db": psnr}) + "\n")
+    run.metrics({"psnr_db": psnr}, clock.step)
+    run.artifact(picture)
+    save_resume(out / RESUME, {
+        "model": model.state_dict(), "ema": ema.state_dict(), "step": clock.step, "seconds": clock.seconds,
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    })

@@ -1,0 +1,309 @@
+"""The spacetime diffusion transformer: noisy latents of a canvas in, predicted clean latents out.
+
+Every latent frame becomes a grid of patch tokens plus an action token and a register token. Most layers attend within
+a frame; every `full_every`-th attends over all tokens of all frames under a mask that is the caller's: bidirectional
+for clips made at once, causal with a sliding window for rollouts. One set of weights serves both, and a cache of the
+full layers' keys and values makes rollouts cost the same at every step.
+
+Sources: DiT (Peebles & Xie 2023) for the layout, adaLN-single (PixArt-alpha, Chen et al. 2023, section 2.3), per-frame noise
+levels (Diffusion Forcing, Chen et al. 2024), sparse temporal layers and grouped queries (Dreamer 4, Hafner et al. 2025),
+QK-norm, SwiGLU and axial RoPE; Plücker rays as camera condition (CameraCtrl, He et al. 2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from simulator.flow import Levels
+
+Tokens = Float[Tensor, "b n s d"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    latent_channels: int = 16
+    patch: int = 2  # latents in a token, along each side
+    width: int = 256
+    layers: int = 6
+    full_every: int = 3  # every so many layers attends over all frames
+    text_every: int = 2  # every so many layers attends to the prompt
+    heads: int = 4
+    kv_heads: int = 2
+    text_width: int = 384  # of the prompt encoder's tokens
+    action_width: int = 8  # actions are padded to this
+    worlds: int = 8  # world embeddings; 0 means none
+    window: int = 16  # latent frames that a rollout sees, itself included
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        return round(self.width * 8 / 3 / 64) * 64
+
+
+EXTRA_TOKENS = 2
+ACTION_TOKEN, REGISTER_TOKEN = 0, 1
+PRESETS = {
+    "tiny": TransformerConfig(latent_channels=8, width=64, layers=2, full_every=2, heads=2, kv_heads=1, window=8),
+    "small": TransformerConfig(),
+    "base": TransformerConfig(width=768, layers=16, full_every=4, heads=12, kv_heads=4, window=32),
+}
+
+
+class Conditions(NamedTuple):
+    """What a canvas is conditioned on. Unknown entries are masked, and their values ignored."""
+
+    text: Float[Tensor, "b l e"]  # prompt tokens
+    text_known: Bool[Tensor, "b l"]
+    world: Int[Tensor, " b"]
+    actions: Float[Tensor, "b n a"]  # the action that led to each frame
+    actions_known: Bool[Tensor, "b n"]
+    rays: Float[Tensor, "b n 6 y x"]  # Plücker rays of the latents' cells, relative to the first camera
+    rays_known: Bool[Tensor, "b n"]
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of one full layer, rotated to their frames' positions."""
+
+    keys: Float[Tensor, "b g m k"]
+    values: Float[Tensor, "b g m k"]
+
+
+class Prediction(NamedTuple):
+    data: Float[Tensor, "b n c y x"]
+    reward: Float[Tensor, "b n"]
+    terminated: Float[Tensor, "b n"]  # logit
+    log_error: Float[Tensor, "b n"]  # natural log of the expected mean squared error of `data`
+    cache: list[KeysValues]
+
+
+def frame_mask(frames: int, causal: Bool[Tensor, " b"], window: int) -> Bool[Tensor, "b n m"]:
+    """Which frame (n) may look at which (m): all where not causal, else itself and the window - 1 before."""
+    index = torch.arange(frames, device=causal.device)
+    back = index[:, None] - index[None, :]
+    allowed = (back >= 0) & (back < window)
+    return allowed[None] | ~causal[:, None, None]
+
+
+def rope(positions: Float[Tensor, "s axes"], widths: tuple[int, ...]) -> Float[Tensor, "s k 2"]:
+    """Axial rotary embedding (Su et al. 2021): cosine and sine for each pair of channels, axis by axis."""
+    angles = []
+    for axis, width in enumerate(widths):
+        pairs = width // 2
+        frequencies = 100.0 ** (-torch.arange(pairs, device=positions.device) / pairs)
+        angles.append(positions[:, axis, None] * frequencies)
+    angle = torch.cat(angles, dim=-1)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+
+def rotate(x: Float[Tensor, "*b s k"], rotation: Float[Tensor, "s k2 2"]) -> Float[Tensor, "*b s k"]:
+    first, second = x.chunk(2, dim=-1)
+    cosine, sine = rotation[..., 0].to(x.dtype), rotation[..., 1].to(x.dtype)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+def attend(
+    queries: Float[Tensor, "b h s k"],
+    keys: Float[Tensor, "b g m k"],
+    values: Float[Tensor, "b g m k"],
+    allowed: Bool[Tensor, "b 1 s m"] | None,
+) -> Float[Tensor, "b h s k"]:
+    """Grouped-query attention. Plain products: on a CPU the fused kernel's backward is slow on short sequences."""
+    length = queries.shape[2]
+    queries = rearrange(queries, "b (g r) s k -> b g (r s) k", g=keys.shape[1])
+    scores = (queries @ rearrange(keys, "b g m k -> b g k m")).float() * keys.shape[-1] ** -0.5
+    if allowed is not None:
+        rows = queries.shape[2] // length
+        scores = scores.masked_fill(~repeat(allowed, "b 1 s m -> b 1 (r s) m", r=rows), float("-inf"))
+    mixed = scores.softmax(dim=-1).to(values.dtype) @ values
+    return rearrange(mixed, "b g (r s) k -> b (g r) s k", s=length)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads, self.kv_heads, k = config.heads, config.kv_heads, config.head_width
+        self.queries = nn.Linear(config.width, self.heads * k, bias=False)
+        self.keys_values = nn.Linear(config.width, 2 * self.kv_heads * k, bias=False)
+        self.query_norm, self.key_norm = nn.RMSNorm(k), nn.RMSNorm(k)
+        self.out = nn.Linear(self.heads * k, config.width, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "b s d"], rotation: Tensor, allowed: Tensor | None, past: KeysValues | None
+    ) -> tuple[Float[Tensor, "b s d"], KeysValues]:
+        queries = rearrange(self.queries(x), "b s (h k) -> b h s k", h=self.heads)
+        keys, values = rearrange(self.keys_values(x), "b s (two g k) -> two b g s k", two=2, g=self.kv_heads)
+        queries = rotate(self.query_norm(queries), rotation).to(values.dtype)
+        keys = rotate(self.key_norm(keys), rotation).to(values.dtype)
+        new = KeysValues(keys, values)
+        if past is not None:
+            keys, values = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2)
+        mixed = attend(queries, keys, values, allowed)
+        return self.out(rearrange(mixed, "b h s k -> b s (h k)")), new
+
+
+class TextAttention(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads, self.kv_heads, k = config.heads, config.kv_heads, config.head_width
+        self.queries = nn.Linear(config.width, self.heads * k, bias=False)
+        self.keys_values = nn.Linear(config.text_width, 2 * self.kv_heads * k, bias=False)
+        self.query_norm, self.key_norm = nn.RMSNorm(k), nn.RMSNorm(k)
+        self.out = nn.Linear(self.heads * k, config.width, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "b s d"], text: Float[Tensor, "b l e"], known: Bool[Tensor, "b l"]
+    ) -> Float[Tensor, "b s d"]:
+        queries = self.query_norm(rearrange(self.queries(x), "b s (h k) -> b h s k", h=self.heads))
+        keys, values = rearrange(self.keys_values(text), "b l (two g k) -> two b g l k", two=2, g=self.kv_heads)
+        keys = self.key_norm(keys)
+        allowed = repeat(known, "b l -> b 1 s l", s=x.shape[1])
+        mixed = attend(queries.to(values.dtype), keys.to(values.dtype), values, allowed)
+        return self.out(rearrange(mixed, "b h s k -> b s (h k)"))
+
+
+class Block(nn.Module):
+    """Attention, prompt attention where `text`, SwiGLU; each modulated per frame."""
+
+    def __init__(self, config: TransformerConfig, full: bool, text: bool):
+        super().__init__()
+        d = config.width
+        self.full = full
+        self.attention = SelfAttention(config)
+        self.text = TextAttention(config) if text else None
+        self.gate_up = nn.Linear(d, 2 * config.hidden, bias=False)
+        self.down = nn.Linear(config.hidden, d, bias=False)
+        self.modulation = nn.Parameter(torch.zeros(6, 1, d))
+        for output in (self.attention.out, self.down, *([self.text.out] if self.text else [])):
+            nn.init.zeros_(output.weight)
+
+    def forward(self, x: Tokens, shared: Float[Tensor, "b n six d"], conditions: Conditions, rotation: Tensor,
+                allowed: Tensor | None, past: KeysValues | None) -> tuple[Tokens, KeysValues | None]:
+        b, n, s, d = x.shape
+        modulation = rearrange(shared, "b n six d -> six b n 1 d") + self.modulation[:, None, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        h = F.rms_norm(x, (d,)) * (1 + scale1) + shift1
+        pattern = "b n s d -> b (n s) d" if self.full else "b n s d -> (b n) s d"
+        mixed, new = self.attention(rearrange(h, pattern), rotation, allowed if self.full else None, past)
+        x = x + (1 + gate1) * mixed.reshape(b, n, s, d)
+        if self.text is not None:
+            h = F.rms_norm(x, (d,))
+            mixed = self.text(rearrange(h, "b n s d -> b (n s) d"), conditions.text, conditions.text_known)
+            x = x + mixed.reshape(b, n, s, d)
+        h = F.rms_norm(x, (d,)) * (1 + scale2) + shift2
+        gate, up = self.gate_up(h).chunk(2, dim=-1)
+        return x + (1 + gate2) * self.down(F.silu(gate) * up), (new if self.full else None)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        d, cell = config.width, config.patch**2
+        self.patch_in = nn.Linear(config.latent_channels * cell, d)
+        self.rays_in = nn.Linear(6 * cell, d)
+        self.rays_unknown = nn.Parameter(torch.zeros(d))
+        self.register = nn.Parameter(torch.randn(d) * 0.02)
+        self.action_in = nn.Sequential(nn.Linear(config.action_width + 1, d), nn.SiLU(), nn.Linear(d, d))
+        self.world = nn.Embedding(config.worlds, d)
+        self.no_text = nn.Parameter(torch.randn(config.text_width) * 0.02)
+        self.text_norm = nn.RMSNorm(config.text_width)
+        self.level_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+        self.modulation = nn.Linear(d, 6 * d)
+        self.blocks = nn.ModuleList(
+            Block(config, full=(i + 1) % config.full_every == 0, text=i % config.text_every == 0)
+            for i in range(config.layers)
+        )
+        self.patch_out = nn.Linear(d, config.latent_channels * cell)
+        self.heads_out = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, 3))
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        nn.init.zeros_(self.patch_out.weight)
+        nn.init.normal_(self.world.weight, std=0.02)
+
+    @property
+    def not_for_muon(self) -> frozenset[str]:
+        """First and last layers and embeddings, which Muon's authors leave to AdamW."""
+        first_last = ("patch_in", "rays_in", "patch_out", "world", "level_in.0", "action_in.0", "heads_out")
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith(first_last))
+
+    def _frame_condition(self, noise_level: Levels, conditions: Conditions) -> Float[Tensor, "b n d"]:
+        frequencies = torch.exp(torch.linspace(0, 6, self.config.width // 2, device=noise_level.device))
+        angles = noise_level[..., None] * frequencies
+        return self.level_in(torch.cat([angles.cos(), angles.sin()], dim=-1)) + self.world(conditions.world)[:, None]
+
+    def _tokens(self, latents: Tensor, conditions: Conditions, action: Float[Tensor, "b n d"]) -> Tokens:
+        patches = "b n c (y p) (x q) -> b n (y x) (c p q)"
+        p, (b, n) = self.config.patch, latents.shape[:2]
+        rays = self.rays_in(rearrange(conditions.rays.to(latents.dtype), patches, p=p, q=p))
+        rays = torch.where(conditions.rays_known[..., None, None], rays, self.rays_unknown)
+        grid = self.patch_in(rearrange(latents, patches, p=p, q=p)) + rays
+        register = repeat(self.register, "d -> b n 1 d", b=b, n=n).to(grid.dtype)
+        return torch.cat([action[:, :, None].to(grid.dtype), register, grid], dim=2)
+
+    def _rotations(self, height: int, width: int, frames: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        """Rotary tables of one frame's tokens and of all frames' tokens; the extra tokens stand at the origin."""
+        k, device = self.config.head_width, frames.device
+        y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+        place = torch.stack([y.flatten(), x.flatten()], dim=-1).float() + 1
+        place = torch.cat([place.new_zeros(EXTRA_TOKENS, 2), place])
+        everywhere = torch.cat([
+            repeat(frames, "n -> (n s) 1", s=len(place)), repeat(place, "s two -> (n s) two", n=len(frames)),
+        ], dim=-1)
+        return rope(place, (k // 2, k // 2)), rope(everywhere, (k // 2, k // 4, k // 4))
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b n c y x"],
+        noise_level: Levels,
+        conditions: Conditions,
+        allowed: Bool[Tensor, "b n m"] | None = None,
+        first_frame: Float[Tensor, ""] | float = 0.0,
+        past: list[KeysValues] | None = None,
+    ) -> Prediction:
+        """Predict clean latents.
+
+        allowed: which frame may look at which (None: all at all); m counts the cached frames first.
+        first_frame: index of the first frame given, for its position. past: caches of the full layers, oldest first.
+        """
+        height, width = (size // self.config.patch for size in latents.shape[-2:])
+        action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
+        x = self._tokens(latents, conditions, action)
+        frames = torch.arange(latents.shape[1], device=latents.device) + first_frame
+        within, across = self._rotations(height, width, frames)
+        if allowed is not None:
+            s = x.shape[2]
+            allowed = repeat(allowed, "b n m -> b 1 (n s) (m r)", s=s, r=s)
+        anything = conditions.text_known.any(dim=1)
+        text = torch.where(anything[:, None, None], self.text_norm(conditions.text.to(x.dtype)), self.no_text)
+        known = conditions.text_known | ~anything[:, None]
+        conditions = conditions._replace(text=text, text_known=known)
+        shared = self.modulation(F.silu(self._frame_condition(noise_level, conditions) + action))
+        shared = rearrange(shared, "b n (six d) -> b n six d", six=6)
+        caches, depth = [], 0
+        for block in self.blocks:
+            rotation = across if block.full else within
+            x, new = block(x, shared, conditions, rotation, allowed, past[depth] if past and block.full else None)
+            if new is not None:
+                caches.append(new)
+                depth += 1
+        x = F.rms_norm(x, (x.shape[-1],))
+        data = rearrange(self.patch_out(x[:, :, EXTRA_TOKENS:]), "b n (y x) (c p q) -> b n c (y p) (x q)",
+                         y=height, p=self.config.patch, q=self.config.patch)
+        reward, terminated, log_error = self.heads_out(x[:, :, REGISTER_TOKEN]).float().unbind(dim=-1)
+        return Prediction(data.float(), reward, terminated, log_error, caches)
+
+
+def _masked(actions: Float[Tensor, "b n a"], known: Bool[Tensor, "b n"]) -> Float[Tensor, "b n a1"]:
+    """Actions with a last channel that says whether they are known."""
+    flag = known[..., None].to(actions.dtype)
+    return torch.cat([actions * flag, flag], dim=-1)

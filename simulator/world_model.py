@@ -1,0 +1,271 @@
+"""The world model: tokenizer, transformer and prompt encoder put together.
+
+Two ways in: `generate` makes a whole canvas at once (bidirectional), `start` and `step` roll out one control step at a
+time (causal, cached). The state of a rollout is a value: keeping it is a fork, pickling it is saving it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from simulator.canvas import Canvas
+from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
+from simulator.flow import add_noise
+from simulator.sampling import denoise, guided, row_noise
+from simulator.text import check_prompt, embed_one, pad
+from simulator.tokenizer import Latents, Tokenizer
+from simulator.train_tokenizer import load_tokenizer
+from simulator.transformer import EXTRA_TOKENS, Conditions, KeysValues, Prediction, Transformer, TransformerConfig
+from simulator.video import to_uint8, to_unit
+
+WEIGHTS = "world_model.safetensors"
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    worlds: tuple[str, ...]
+    action_sizes: dict[str, int]
+    height: int  # of the pictures it was trained on
+    width: int
+    time_step_s: float = 0.1  # one control step
+    sampler_steps: int = 4  # network calls for one latent step
+    context_noise: float = 0.05  # noise level at which the past is kept
+
+
+class VideoModel(Protocol):
+    """What anything that makes video from a canvas offers; pretrained models meet it too."""
+
+    def generate(self, canvas: Canvas, *, seed: int = 0, steps: int | None = None) -> UInt8[np.ndarray, "t h w 3"]: ...
+
+
+@dataclass(frozen=True)
+class State:
+    """A rollout, as a value. Rows are independent dreams of one age."""
+
+    cache: list[KeysValues]  # of the full layers, the last window - 1 latent steps
+    decoder: Latents  # what the streaming decoder looks back at
+    text: Float[Tensor, "b l e"]
+    text_known: Bool[Tensor, "b l"]
+    world: Int[Tensor, " b"]
+    seeds: tuple[int, ...]
+    frame: int  # index of the next latent step
+    height: int
+    width: int
+
+
+class WorldModel:
+    def __init__(self, config: WorldModelConfig, tokenizer: Tokenizer, transformer: Transformer):
+        self.config = config
+        self.tokenizer, self.transformer = tokenizer.eval(), transformer.eval()
+        self.worlds = config.worlds
+        self.height, self.width, self.time_step_s = config.height, config.width, config.time_step_s
+
+    @staticmethod
+    def load(name_or_path: str | Path = "default", device: str | torch.device = "cpu") -> WorldModel:
+        """The shipped model ("default") or one that `orrery train world` wrote.
+
+        Raises ValueError if the folder, its config or its weights are missing, damaged or not safetensors.
+        """
+        folder = PRETRAINED if str(name_or_path) == "default" else Path(name_or_path)
+        if not folder.is_dir():
+            raise ValueError(f"checkpoint {name_or_path} is not a folder; give 'default' or a folder of `orrery train world`")
+        values = read_json(folder / CONFIG)
+        for key in ("tokenizer", "transformer", "world_model"):
+            if key not in values:
+                raise ValueError(f"{folder / CONFIG} has no {key!r}; give a folder that `orrery train world` wrote")
+        config = as_config(WorldModelConfig, values["world_model"], folder / CONFIG)
+        transformer = Transformer(as_config(TransformerConfig, values["transformer"], folder / CONFIG))
+        load_weights(folder / WEIGHTS, transformer)
+        transformer.to(device).requires_grad_(False)
+        return WorldModel(config, load_tokenizer(folder, device), transformer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.patch_in.weight.device
+
+    @property
+    def frames_per_step(self) -> int:
+        return self.tokenizer.config.time_factor
+
+    def action_size(self, world: str) -> int:
+        """Width of the world's actions. Raises ValueError if this model does not know the world."""
+        if world not in self.config.action_sizes:
+            raise ValueError(f"world must be one of {', '.join(self.worlds)}, got {world!r}")
+        return self.config.action_sizes[world]
+
+    def with_config(self, **changes: float) -> WorldModel:
+        """The same weights under other settings (sampler_steps, context_noise)."""
+        return WorldModel(dataclasses.replace(self.config, **changes), self.tokenizer, self.transformer)
+
+    # --- conditions
+
+    def _check_size(self, height: int, width: int) -> tuple[int, int]:
+        self.tokenizer.check_size(height, width)
+        factor, patch = self.tokenizer.config.space_factor, self.transformer.config.patch
+        for name, size in (("height", height), ("width", width)):
+            if size % (factor * patch):
+                raise ValueError(f"{name} must be a multiple of {factor * patch}, got {size}")
+        return height // factor, width // factor
+
+    def _world_ids(self, worlds: Sequence[str | None]) -> Int[Tensor, " b"]:
+        for world in worlds:
+            if world is not None:
+                self.action_size(world)
+        return torch.tensor([0 if w is None else self.worlds.index(w) + 1 for w in worlds], device=self.device)
+
+    def _text(self, prompts: Sequence[str | None]) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"]]:
+        width = self.transformer.config.text_width
+        text, known = pad([torch.zeros(1, width) if p is None else embed_one(check_prompt(p)) for p in prompts])
+        known = known & torch.tensor([p is not None for p in prompts])[:, None]
+        return text.to(self.device), known.to(self.device)
+
+    def _actions(self, actions: Float[np.ndarray, "b n a"]) -> Float[Tensor, "b n wide"]:
+        wide = torch.zeros(*actions.shape[:2], self.transformer.config.action_width)
+        wide[..., : actions.shape[2]] = torch.from_numpy(np.asarray(actions, np.float32))
+        return wide.to(self.device)
+
+    def _canvas_conditions(self, canvas: Canvas, y: int, x: int) -> Conditions:
+        n = len(canvas.start_level)
+        text, known = self._text([canvas.prompt])
+        nothing = Conditions(
+            text, known, self._world_ids([canvas.world]),
+            torch.zeros(1, n, self.transformer.config.action_width, device=self.device),
+            torch.zeros(1, n, dtype=torch.bool, device=self.device),
+            torch.zeros(1, n, 6, y, x, device=self.device),
+            torch.zeros(1, n, dtype=torch.bool, device=self.device),
+        )
+        if canvas.actions is not None:
+            if canvas.world is None or canvas.actions.shape[1] != self.action_size(canvas.world):
+                raise ValueError(f"actions of width {canvas.actions.shape[1]} do not fit world {canvas.world!r}")
+            led = np.pad(canvas.actions, ((1, 0), (0, 0)))[None]
+            nothing = nothing._replace(actions=self._actions(led), actions_known=torch.arange(n, device=self.device)[None] > 0)
+        if canvas.cameras is not None:
+            rays = canvas.cameras.relative_to_first().to(self.device).plucker(y, x)[None]
+            nothing = nothing._replace(rays=rays, rays_known=torch.ones_like(nothing.rays_known))
+        return nothing
+
+    # --- whole canvases
+
+    @torch.inference_mode()
+    def generate(
+        self, canvas: Canvas, *, seed: int = 0, steps: int | None = None, progress: bool = False
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """Make every frame of a canvas. The same canvas, seed and steps give the same frames."""
+        y, x = self._check_size(*canvas.frames.shape[1:3])
+        steps = steps or 4 * self.config.sampler_steps
+        conditions = self._canvas_conditions(canvas, y, x)
+        start = torch.from_numpy(canvas.start_level).to(self.device)[None]
+        held = torch.from_numpy(canvas.held).to(self.device)[None]
+        shape = (start.shape[1], self.tokenizer.config.channels, y, x)
+        noise = row_noise([seed], 0, shape, self.device)
+        known = self.tokenizer.encode(to_unit(canvas.frames[None], self.device)) if bool((start < 1).any()) else noise
+        noisy = add_noise(known, noise, start)
+        unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
+        both = Conditions(*(torch.cat(pair) for pair in zip(conditions, unprompted, strict=True)))
+        guide = canvas.prompt is not None and canvas.guidance != 1
+
+        def predict(noisy: Tensor, level: Tensor) -> Prediction:
+            if not guide:
+                return self.transformer(noisy, level, conditions)
+            pair = self.transformer(noisy.repeat(2, 1, 1, 1, 1), level.repeat(2, 1), both)
+            return pair._replace(data=guided(pair.data[:1], pair.data[1:], canvas.guidance))
+
+        with tqdm(total=steps, desc="generating", disable=not progress, mininterval=1) as bar:
+            clean, _ = denoise(predict, noisy, start, held, steps, bar.update)
+        return to_uint8(self.tokenizer.decode(clean))[0]
+
+    # --- rollouts
+
+    @torch.inference_mode()
+    def start(
+        self, prompts: Sequence[str], world: str, seeds: Sequence[int], *, height: int | None = None,
+        width: int | None = None, images: UInt8[np.ndarray, "b h w 3"] | None = None, guidance: float = 2.0,
+    ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
+        """Begin one dream a row: from its prompt alone, or from a picture. Returns state, first frame and uncertainty."""
+        height, width = images.shape[1:3] if images is not None else (height or self.height, width or self.width)
+        y, x = self._check_size(height, width)
+        text, known = self._text(list(prompts))
+        b, device = len(prompts), self.device
+        state = State([], torch.empty(0), text, known, self._world_ids([world] * b), tuple(seeds), 0, height, width)
+        conditions = self._step_conditions(state, None)
+        if images is not None:
+            latents = self.tokenizer.encode(to_unit(images[:, None], device))
+            uncertainty = np.zeros(b, np.float32)
+        else:
+            latents, first = self._new_latents(state, conditions, guidance, 4 * self.config.sampler_steps)
+            uncertainty = first
+        state, _ = self._commit(state, conditions, latents)
+        video, decoder = self.tokenizer.decode_stream(latents, None)
+        frames = images[:, None].copy() if images is not None else to_uint8(video)
+        return dataclasses.replace(state, decoder=decoder), frames, uncertainty
+
+    @torch.inference_mode()
+    def step(
+        self, state: State, actions: Float[np.ndarray, "b a"]
+    ) -> tuple[State, UInt8[np.ndarray, "b f h w 3"], Float[np.ndarray, " b"], Bool[np.ndarray, " b"], Float[np.ndarray, " b"]]:
+        """One control step of every row: new state, its frames, reward, terminated, and uncertainty (the error that the
+        model expects of its first guess, root mean square in units of the latents' standard deviation)."""
+        conditions = self._step_conditions(state, self._actions(actions[:, None]))
+        latents, uncertainty = self._new_latents(state, conditions, 1.0, self.config.sampler_steps)
+        state, seen = self._commit(state, conditions, latents)
+        video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
+        terminated = (seen.terminated[:, 0] > 0).cpu().numpy()
+        return (dataclasses.replace(state, decoder=decoder), to_uint8(video), seen.reward[:, 0].cpu().numpy(), terminated,
+                uncertainty)
+
+    def _step_conditions(self, state: State, actions: Float[Tensor, "b 1 a"] | None) -> Conditions:
+        b, device = len(state.seeds), self.device
+        y, x = (size // self.tokenizer.config.space_factor for size in (state.height, state.width))
+        unknown = torch.zeros(b, 1, dtype=torch.bool, device=device)
+        nothing = torch.zeros(b, 1, self.transformer.config.action_width, device=device)
+        return Conditions(
+            state.text, state.text_known, state.world, nothing if actions is None else actions,
+            unknown if actions is None else ~unknown, torch.zeros(b, 1, 6, y, x, device=device), unknown,
+        )
+
+    def _predict(self, state: State, conditions: Conditions, noisy: Tensor, level: Tensor) -> Prediction:
+        return self.transformer(noisy, level, conditions, None, float(state.frame), state.cache or None)
+
+    def _new_latents(
+        self, state: State, conditions: Conditions, guidance: float, steps: int
+    ) -> tuple[Latents, Float[np.ndarray, " b"]]:
+        y, x = conditions.rays.shape[-2:]
+        shape = (1, self.tokenizer.config.channels, y, x)
+        noise = row_noise(list(state.seeds), 2 * state.frame, shape, self.device)
+        unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
+
+        def predict(noisy: Tensor, level: Tensor) -> Prediction:
+            found = self._predict(state, conditions, noisy, level)
+            if guidance == 1:
+                return found
+            return found._replace(data=guided(found.data, self._predict(state, unprompted, noisy, level).data, guidance))
+
+        start = torch.ones(len(state.seeds), 1, device=self.device)
+        latents, first = denoise(predict, noise, start, torch.zeros_like(start, dtype=torch.bool), steps)
+        return latents, (0.5 * first.log_error[:, 0]).exp().cpu().numpy()
+
+    def _commit(self, state: State, conditions: Conditions, latents: Latents) -> tuple[State, Prediction]:
+        """Keep the new latent step's keys and values, at the context noise level, and read its heads."""
+        noise = row_noise(list(state.seeds), 2 * state.frame + 1, latents.shape[1:], self.device)
+        level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
+        seen = self._predict(state, conditions, add_noise(latents, noise, level), level)
+        tokens = EXTRA_TOKENS + latents.shape[-1] * latents.shape[-2] // self.transformer.config.patch**2
+        keep = (self.transformer.config.window - 1) * tokens
+        if not state.cache:
+            cache = seen.cache
+        else:
+            cache = [KeysValues(*(torch.cat(pair, dim=2)[:, :, -keep:] for pair in zip(old, new, strict=True)))
+                     for old, new in zip(state.cache, seen.cache, strict=True)]
+        return dataclasses.replace(state, cache=cache, frame=state.frame + 1), seen

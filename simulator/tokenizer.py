@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from simulator.video import Video
 
-Latents = Float[Tensor, "b n c y x"]
+Latents = Float[Tensor, "b n z y x"]
+Past = Float[Tensor, "b back z y x"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Tokenizer(nn.Module):
                 near = max(factor, round(size / factor) * factor)
                 raise ValueError(f"{name} must be a positive multiple of {factor}, got {size}; use {near}")
 
-    def _fold(self, video: Video) -> Float[Tensor, "bn c y x"]:
+    def _fold(self, video: Video) -> Float[Tensor, "bn folded y x"]:
         """Group frames into latent steps; the first step is the first frame, repeated."""
         factor = self.config.time_factor
         if (video.shape[1] - 1) % factor:
@@ -124,9 +125,7 @@ class Tokenizer(nn.Module):
         self.check_size(*video.shape[-2:])
         return rearrange(self.encoder(self._fold(video)), "(b n) c y x -> b n c y x", b=len(video))
 
-    def decode_bounded(
-        self, latents: Latents, past: Latents | None = None
-    ) -> tuple[Video, Latents]:
+    def decode_bounded(self, latents: Latents, past: Past | None = None) -> tuple[Video, Past]:
         """Latents in [-1, 1] -> video, and what the next call needs to go on (`past`; None at a clip's start)."""
         b, n = latents.shape[:2]
         if past is None:
@@ -151,7 +150,7 @@ class Tokenizer(nn.Module):
         """Standardised latents -> video in about [-1, 1]; the whole clip at once."""
         return self.decode_stream(latents, None)[0]
 
-    def decode_stream(self, latents: Latents, past: Latents | None) -> tuple[Video, Latents]:
+    def decode_stream(self, latents: Latents, past: Past | None) -> tuple[Video, Past]:
         """Decode the next latent steps of a stream. With `past` None this is a clip's start, whose first step is one frame."""
         bounded = latents * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
         video, state = self.decode_bounded(bounded.clamp(-1, 1), past)

@@ -1,0 +1,180 @@
+"""The networks: what the tokenizer, the transformer and the flow promise, on small random weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from simulator import tokenizer as tokenizer_module
+from simulator import transformer as transformer_module
+from simulator.flow import add_noise, move, schedule, velocity
+from simulator.sampling import denoise, row_noise
+from simulator.tokenizer import Tokenizer
+from simulator.transformer import Conditions, KeysValues, Prediction, Transformer, frame_mask
+
+TINY = transformer_module.PRESETS["tiny"]
+
+
+def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights without the zeros of initialisation, so that every path carries signal."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.08 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def conditions(b: int, n: int, cells: int = 4, words: int = 5, seed: int = 0) -> Conditions:
+    g = torch.Generator().manual_seed(seed)
+    return Conditions(
+        torch.randn(b, words, TINY.text_width, generator=g), torch.ones(b, words, dtype=torch.bool),
+        torch.ones(b, dtype=torch.long), torch.randn(b, n, TINY.action_width, generator=g),
+        torch.ones(b, n, dtype=torch.bool), torch.randn(b, n, 6, cells, cells, generator=g),
+        torch.ones(b, n, dtype=torch.bool),
+    )
+
+
+def one_frame(c: Conditions, k: int) -> Conditions:
+    return c._replace(actions=c.actions[:, k : k + 1], actions_known=c.actions_known[:, k : k + 1],
+                      rays=c.rays[:, k : k + 1], rays_known=c.rays_known[:, k : k + 1])
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Transformer:
+    return randomised(Transformer(replace(TINY, layers=4, full_every=2, window=5)))
+
+
+def test_the_flow_runs_from_noise_to_data_and_its_velocity_is_their_difference():
+    data, noise = torch.randn(2, 3, 4, 2, 2), torch.randn(2, 3, 4, 2, 2)
+    level = torch.rand(2, 3) * 0.8 + 0.1
+    noisy = add_noise(data, noise, level)
+    assert torch.allclose(velocity(noisy, data, level), noise - data, atol=1e-5)
+    assert torch.allclose(move(noisy, data, level, torch.zeros(2, 3)), data, atol=1e-6)
+    assert torch.allclose(move(noisy, data, level, torch.ones(2, 3)), noise, atol=1e-5)
+    assert torch.equal(add_noise(data, noise, torch.zeros(2, 3)), data)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_a_perfect_predictor_is_sampled_exactly_and_held_frames_stand_still(steps: int):
+    data, noisy = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 4, 2, 2, 2)
+    start = torch.tensor([[0.0, 0.1, 1.0, 0.6]])
+    held = torch.tensor([[True, True, False, False]])
+    levels = []
+
+    def predict(x, level):
+        levels.append(level)
+        return Prediction(data, *(torch.zeros(1, 4) for _ in range(3)), cache=[])
+
+    clean, _ = denoise(predict, noisy, start, held, steps)
+    assert torch.equal(clean[:, :2], noisy[:, :2])
+    assert torch.allclose(clean[:, 2:], data[:, 2:], atol=1e-5)
+    assert len(levels) == steps and all(torch.equal(level[held], start[held]) for level in levels)
+    assert schedule(steps)[0] == 1 and schedule(steps)[-1] == 0
+
+
+def test_noise_of_a_row_depends_on_its_own_seed_and_position_alone():
+    together = row_noise([3, 9], 7, (2, 4), torch.device("cpu"))
+    alone = row_noise([9], 7, (2, 4), torch.device("cpu"))
+    assert torch.equal(together[1], alone[0])
+    assert not torch.equal(alone, row_noise([9], 8, (2, 4), torch.device("cpu")))
+
+
+def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transformer: Transformer):
+    n, window = 17, transformer.config.window
+    c, latents, level = conditions(2, n), torch.randn(2, n, 8, 4, 4), torch.rand(2, n)
+    mask = frame_mask(n, torch.ones(2, dtype=torch.bool), window)
+    with torch.no_grad():
+        whole = transformer(latents, level, c, mask)
+        past, found = None, []
+        for k in range(n):
+            step = transformer(latents[:, k : k + 1], level[:, k : k + 1], one_frame(c, k), None, float(k), past)
+            found.append(step.data)
+            tokens = step.cache[0].keys.shape[2]
+            keep = (window - 1) * tokens
+            past = step.cache if past is None else [
+                KeysValues(*(torch.cat(p, dim=2)[:, :, -keep:] for p in zip(old, new, strict=True)))
+                for old, new in zip(past, step.cache, strict=True)
+            ]
+    assert n > 3 * window and whole.data.abs().max() > 0.1
+    assert torch.allclose(torch.cat(found, dim=1), whole.data, atol=2e-5)
+
+
+def test_the_causal_mask_hides_the_future_and_the_open_one_does_not(transformer: Transformer):
+    n = 6
+    c, latents, level = conditions(1, n), torch.randn(1, n, 8, 4, 4), torch.rand(1, n)
+    changed = latents.clone()
+    changed[:, 4] += 1
+    with torch.no_grad():
+        for causal in (True, False):
+            mask = frame_mask(n, torch.tensor([causal]), transformer.config.window)
+            difference = (transformer(latents, level, c, mask).data - transformer(changed, level, c, mask).data).abs()
+            assert (difference[:, :4].max() == 0) == causal
+            assert difference[:, 4:].max() > 0
+
+
+def test_unknown_conditions_do_not_matter_and_known_ones_do(transformer: Transformer):
+    n = 3
+    c, latents, level = conditions(1, n), torch.randn(1, n, 8, 4, 4), torch.rand(1, n)
+    for field, known in (("actions", "actions_known"), ("rays", "rays_known"), ("text", "text_known")):
+        other = c._replace(**{field: getattr(c, field) + 1.5})
+        with torch.no_grad():
+            assert not torch.allclose(transformer(latents, level, c).data, transformer(latents, level, other).data)
+            hide = {known: torch.zeros_like(getattr(c, known))}
+            first, second = (transformer(latents, level, x._replace(**hide)).data for x in (c, other))
+        assert torch.equal(first, second), field
+
+
+def test_padding_a_prompt_and_batching_rows_change_nothing(transformer: Transformer):
+    c, latents, level = conditions(2, 3), torch.randn(2, 3, 8, 4, 4), torch.rand(2, 3)
+    padded = c._replace(
+        text=torch.cat([c.text, torch.randn(2, 4, TINY.text_width)], dim=1),
+        text_known=torch.cat([c.text_known, torch.zeros(2, 4, dtype=torch.bool)], dim=1),
+    )
+    with torch.no_grad():
+        together = transformer(latents, level, c).data
+        assert torch.allclose(together, transformer(latents, level, padded).data, atol=1e-5)
+        alone = transformer(latents[1:], level[1:], Conditions(*(x[1:] for x in c))).data
+    assert torch.allclose(together[1:], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_streamed_decoding_equals_whole_and_a_first_frame_is_an_image(factor: int):
+    config = replace(tokenizer_module.PRESETS["tiny"], time_factor=factor)
+    model = randomised(Tokenizer(config))
+    video = torch.rand(2, 1 + 4 * factor, 3, 16, 24) * 2 - 1
+    with torch.no_grad():
+        latents = model.encode(video)
+        whole, past, parts = model.decode(latents), None, []
+        for k in range(latents.shape[1]):
+            part, past = model.decode_stream(latents[:, k : k + 1], past)
+            parts.append(part)
+        assert latents.shape == (2, 5, config.channels, 2, 3) and whole.shape == video.shape
+        assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+        assert torch.allclose(model.encode(video[:, :1]), latents[:, :1], atol=1e-5)
+
+
+def test_a_latent_step_is_made_from_its_own_frames_only_and_decoding_never_looks_ahead():
+    model = randomised(Tokenizer(tokenizer_module.PRESETS["tiny"]))
+    video = torch.rand(1, 5, 3, 16, 16) * 2 - 1
+    other = video.clone()
+    other[:, 3] = -other[:, 3]
+    with torch.no_grad():
+        a, b = model.encode(video), model.encode(other)
+        assert torch.equal(a[:, [0, 1, 2, 4]], b[:, [0, 1, 2, 4]]) and not torch.equal(a[:, 3], b[:, 3])
+        assert torch.equal(model.decode(a)[:, :3], model.decode(b)[:, :3])
+        assert not torch.equal(model.decode(a)[:, 4], model.decode(b)[:, 4])
+
+
+@pytest.mark.parametrize(("height", "width", "words"), [(20, 16, "height must be .* got 20"), (16, 0, "width must be")])
+def test_a_size_that_does_not_divide_is_named(height: int, width: int, words: str):
+    with pytest.raises(ValueError, match=words):
+        Tokenizer(tokenizer_module.PRESETS["tiny"]).check_size(height, width)
+
+
+@pytest.mark.parametrize("preset", sorted(transformer_module.PRESETS))
+def test_every_preset_fits_its_tokenizer(preset: str):
+    tokens, network = tokenizer_module.PRESETS[preset], transformer_module.PRESETS[preset]
+    assert tokens.channels == network.latent_channels
+    assert network.width % network.heads == 0 and network.heads % network.kv_heads == 0
+    assert network.head_width % 8 == 0, "the rotary embedding splits a head in quarters of pairs"
+    assert network.layers % network.full_every == 0, "the last layer looks at all frames"

@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,12 @@ from typing import NoReturn
 
 import tyro
 
-# no telemetry, and a renderer that works without a screen; the user's own settings win for the latter
+# no telemetry; a renderer that works without a screen, unless the user chose one
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("MUJOCO_GL", "egl")
+# threads that wait sleep soon: spinning made small steps 20 times slower on a machine with other work to do
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 SWEEP_VIEWS = 40
 
@@ -129,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: what follows `orrery`; the process's own without it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="nerfstudio")
     try:
         code = run(words)
     except KeyboardInterrupt:

@@ -25,11 +25,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import envs
+from probes.subjects import HELD_OUT_SEED, ReferenceSubject
+from recon3d import nerf, sweeps
 from simulator.world_model import WorldModel
 
 REFERENCE_IDS = ("orrery/Room-v0", "orrery/Orbit-v0", "orrery/Lab-v0")
-HELD_OUT_SEED = 900_000_000
 WARM_UP_STEPS = 8
+VIEWS = 40
+NO_LIMIT_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,38 @@ class Timing:
     turns: int
 
 
+@dataclass(frozen=True)
+class Fit:
+    """One radiance field on the same sweep, scored on the same held-out views.
+
+    Attributes:
+        name: the method.
+        seconds: wall time of training.
+        cpu_seconds: CPU time of training and scoring.
+        steps: training steps done in that time.
+        psnr_db: mean over held-out views; ssim likewise.
+        ssim: structural similarity.
+        copy_psnr_db: of copying the nearest training view.
+        mean_image_psnr_db: of the mean training view.
+    """
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    steps: int
+    psnr_db: float
+    ssim: float
+    copy_psnr_db: float
+    mean_image_psnr_db: float
+
+
 def bench(
     checkpoint: str = "default",
     what: Literal["all", "dream", "worlds", "nerf"] = "all",
     steps: int = 20,
     turns: int = 5,
     batch: int = 8,
+    preset: Literal["tiny", "cpu", "gpu"] = "cpu",
     out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None,
     seed: int = 0,
 ) -> int:
@@ -95,6 +124,7 @@ def bench(
         steps: control steps in one turn of an env.
         turns: how often each contestant has its turn; medians are printed.
         batch: rows of the batched dream.
+        preset: how long our NeRF trains; nerfacto gets the same seconds.
         out: also write the results as JSON to this file.
         seed: seed of scenes and noise.
     """
@@ -108,12 +138,17 @@ def bench(
     if what in ("all", "worlds"):
         contestants += [world_contestant(env_id, steps, seed) for env_id in REFERENCE_IDS]
     timings = race(contestants, turns)
+    fits = fit_both(preset, seed) if what in ("all", "nerf") else []
     after = os.getloadavg()[0]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     print(f"{machine}; load {before:.1f} before, {after:.1f} after (other programs' load slows wall times)")
-    print(table(timings))
+    if timings:
+        print(f"\n{speed_table(timings)}")
+    if fits:
+        print(f"\nNeRF of a {VIEWS}-view, 360-degree, 64x64 sweep of orrery/Orbit-v0\n{fit_table(fits)}")
     if out is not None:
-        body = {"machine": machine, "load": [before, after], "timings": [asdict(t) for t in timings]}
+        body = {"machine": machine, "load": [before, after], "seed": seed}
+        body |= {"timings": [asdict(t) for t in timings], "nerf": [asdict(f) for f in fits]}
         write_json(out, body)
     return 0
 
@@ -200,9 +235,43 @@ def race(contestants: Sequence[Contestant], turns: int) -> list[Timing]:
     ]
 
 
-def table(timings: Sequence[Timing]) -> str:
-    """The results as aligned text; every contestant's rate also as a multiple of the first one's."""
-    head = ("contestant", "threads", "per s (slowest-fastest)", "CPU ms", "MMAC", "x first")
+def fit_both(preset: str, seed: int) -> list[Fit]:
+    """Our NeRF with its own number of steps, then nerfacto for the same wall time, on one reference sweep."""
+    cameras = sweeps.orbit(VIEWS)
+    views = torch.from_numpy(
+        ReferenceSubject("orrery/Orbit-v0").sweep(None, cameras, HELD_OUT_SEED + seed).video
+    )
+    chosen = nerf.PRESETS[preset]
+    found, seconds = [], None
+    for name, config in (("orrery-nerf", nerf.method(chosen, seed)), ("nerfacto (torch)", nerf.nerfacto())):
+        cpu = time.process_time()
+        done = nerf.train_and_score(
+            config,
+            views,
+            cameras,
+            chosen.steps if seconds is None else NO_LIMIT_STEPS,
+            chosen.rays_per_step,
+            seed,
+            progress=seconds is None,
+            seconds=seconds,
+        )
+        seconds = done.seconds
+        score = done.held_out
+        found.append(
+            Fit(
+                name,
+                round(done.seconds, 1),
+                round(time.process_time() - cpu, 1),
+                done.steps,
+                *(round(part.mean().item(), 2) for part in (score.psnr, score.ssim)),
+                *(round(part.mean().item(), 2) for part in (score.copy_psnr, score.mean_image_psnr)),
+            )
+        )
+    return found
+
+
+def speed_table(timings: Sequence[Timing]) -> str:
+    """Every contestant's rate, also as a multiple of the first one's."""
     rows = [
         (
             t.name,
@@ -214,8 +283,33 @@ def table(timings: Sequence[Timing]) -> str:
         )
         for t in timings
     ]
-    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (head, *rows))
+    return aligned(
+        [("env", "threads", "steps/s (slowest-fastest)", "CPU ms/step", "MMAC/step", "x first"), *rows]
+    )
+
+
+def fit_table(fits: Sequence[Fit]) -> str:
+    """Both fields beside what anyone can reach without one."""
+    rows = [
+        (
+            f.name,
+            f"{f.seconds:.0f}",
+            f"{f.cpu_seconds:.0f}",
+            str(f.steps),
+            f"{f.psnr_db:.1f}",
+            f"{f.ssim:.2f}",
+        )
+        for f in fits
+    ]
+    rows += [("nearest view copied", "-", "-", "-", f"{fits[0].copy_psnr_db:.1f}", "-")]
+    rows += [("mean image", "-", "-", "-", f"{fits[0].mean_image_psnr_db:.1f}", "-")]
+    return aligned([("method", "seconds", "CPU s", "steps", "held-out PSNR dB", "SSIM"), *rows])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text in columns."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -1,8 +1,8 @@
 """Captions of scenes and the prompts that the dream understands (no MuJoCo here, so that a dream needs none).
 
-One small grammar, three uses: a caption is written from what the camera sees (`captions`), drawn from a seed alone
-(`random_prompt`), or read back (`parse`). The thing that the prompt names comes first. Left, right, behind and in
-front of are as seen from the camera at the first frame.
+One small grammar, three uses: a caption is written from what the camera sees (`captions`), drawn from a seed
+alone (`random_prompt`), or read back (`parse`). The thing that the prompt names comes first. Left, right,
+behind and in front of are as seen from the camera at the first frame.
 """
 
 import re
@@ -74,13 +74,19 @@ def _lab_sentences(things: list[Seen], kind: str, floor: str, sized: bool) -> li
         verb = "fall" if several else "falls"
         return [f"{all_things} {verb}", f"{all_things} {verb} onto {ground}"]
     if kind == "throw":
-        return [f"{all_things} {'are' if several else 'is'} thrown", f"{all_things} {'fly' if several else 'flies'} over {ground}"]
+        return [
+            f"{all_things} {'are' if several else 'is'} thrown",
+            f"{all_things} {'fly' if several else 'flies'} over {ground}",
+        ]
     if kind == "collide":
         second = phrase(things[1], sized) if several else "another thing"
         return [f"{all_things} collide", f"{first} rolls into {second} on {ground}"]
     if kind == "occluder":
         return [f"{first} rolls behind a screen", f"{first} rolls behind a screen on {ground}"]
-    return [f"{all_things} {'stand' if several else 'stands'} still", f"{all_things} {'stand' if several else 'stands'} still on {ground}"]
+    return [
+        f"{all_things} {'stand' if several else 'stands'} still",
+        f"{all_things} {'stand' if several else 'stands'} still on {ground}",
+    ]
 
 
 def captions(
@@ -96,9 +102,13 @@ def captions(
         kind: Lab's experiment.
     """
     if not things:
-        raise ValueError("a caption needs at least one thing, got none; pass the named thing even when it is hidden")
+        raise ValueError(
+            "a caption needs at least one thing, got none; pass the named thing even when it is hidden"
+        )
     if world == "Lab":
-        found = _lab_sentences(things, kind or "drop", floor, False) + _lab_sentences(things, kind or "drop", floor, True)
+        found = _lab_sentences(things, kind or "drop", floor, False) + _lab_sentences(
+            things, kind or "drop", floor, True
+        )
     elif world == "Orbit":
         found = [_list(things, False), f"{_arranged(things, False)} on a {floor} table"]
         found += [f"{_list(things, False)} on a table", f"{_arranged(things, True)} on a {floor} table"]
@@ -144,8 +154,12 @@ def draw_count(rng: np.random.Generator, world: str, kind: str) -> int:
     return 1 if kind in ("occluder", "mark") else int(rng.choice([1, 1, 2]))
 
 
-def random_prompt(rng: np.random.Generator, world: str, kind: str | None = None, count: int | None = None) -> str:
-    """A caption drawn from the same grammar without any scene; `orrery/Dream-v0` starts from one by default."""
+def random_prompt(
+    rng: np.random.Generator, world: str, kind: str | None = None, count: int | None = None
+) -> str:
+    """A caption drawn from the same grammar without any scene; `orrery/Dream-v0` starts from one by
+    default.
+    """
     if world not in WORLDS:
         raise ValueError(f"world must be one of {', '.join(WORLDS)}, got {world!r}")
     kind = kind or draw_kind(rng, world)
@@ -188,7 +202,9 @@ def parse(prompt: str) -> Parsed:
     )
     floor, wall = _FLOOR.search(prompt), _WALL.search(prompt)
     kind = next((k for k, words in _KIND_WORDS.items() if re.search(words, prompt, re.IGNORECASE)), None)
-    return Parsed(things, floor.group(1).lower() if floor else None, kind, wall.group(1).lower() if wall else None)
+    return Parsed(
+        things, floor.group(1).lower() if floor else None, kind, wall.group(1).lower() if wall else None
+    )
 
 
 def swap(prompt: str, attribute: str, rng: np.random.Generator) -> tuple[str, str, str]:
@@ -201,7 +217,9 @@ def swap(prompt: str, attribute: str, rng: np.random.Generator) -> tuple[str, st
         raise ValueError(f"attribute must be colour or shape, got {attribute!r}")
     match = _THING.search(prompt)
     if match is None:
-        raise ValueError(f"prompt names no thing that can be swapped, got {prompt!r}; say for example 'a red ball'")
+        raise ValueError(
+            f"prompt names no thing that can be swapped, got {prompt!r}; say for example 'a red ball'"
+        )
     used = {thing[attribute] for thing in parse(prompt).things}
     new = str(rng.choice([word for word in choices[attribute] if word not in used]))
     group = 2 if attribute == "colour" else 3

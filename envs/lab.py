@@ -1,29 +1,30 @@
 """`orrery/Lab-v0`: one physics experiment before a fixed camera: drop, throw, collide, occluder, mark.
 
-The camera's numbers are in `envs.lab_camera`. Things start in the plane y = 0, between panes of glass to the left,
-the right and in front, and a wall behind.
+The camera's numbers are in `envs.lab_camera`. Things start in the plane y = 0, between panes of glass to the
+left, the right and in front, and a wall behind.
 """
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from envs import lab_camera
-from envs.mujoco_world import MujocoWorld, look_along
+from envs.mujoco_world import MujocoWorld
+from envs.renderer import look_along
 
 FORCE_M_S2 = 12.0
 """A full action accelerates the named thing by this much (force = mass times this)."""
 
 
 class Lab(MujocoWorld):
-    """Action: force along x (right), y (away from the camera), z (up) on the named thing; touch leaves a spot.
+    """Action: force along x (right), y (away from the camera), z (up) on the named thing; touch leaves a
+    spot.
 
-    A touch lands where the camera's ray to the thing lands, moved by the action's x and z; a hidden thing cannot be
-    touched.
+    A touch lands where the camera's ray to the thing lands, moved by the action's x and z; a hidden thing
+    cannot be touched.
     """
 
     world = "Lab"
     action_size = 4
-    step_limit = 48
     fovy_deg = lab_camera.FOVY_DEG
 
     def _camera(self) -> Float64[np.ndarray, "4 4"]:

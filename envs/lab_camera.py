@@ -1,7 +1,8 @@
-"""Where Lab's fixed camera stands, as plain numbers (leaf: no imports), so that a probe can turn pixels into metres.
+"""Where Lab's fixed camera stands, as plain numbers (leaf: no imports), so that a probe can turn pixels into
+metres.
 
-The camera looks level along +y at the plane y = 0, in which Lab's things start. The picture's vertical axis is
-world z and its horizontal axis world x, both at `pixels_per_metre(height)` in that plane.
+The camera looks level along +y at the plane y = 0, in which Lab's things start. The picture's vertical axis
+is world z and its horizontal axis world x, both at `pixels_per_metre(height)` in that plane.
 """
 
 from math import radians, tan

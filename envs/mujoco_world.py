@@ -1,12 +1,12 @@
 """What all MuJoCo reference worlds share: named state, exact cameras, pictures, depth, ids, save and fork.
 
-World right-handed, +Z up, metres; cameras OpenCV, `c2w` 4x4; the first pixel's centre is at 0.5. One control step is
-0.1 s and one video frame. A world is a scene (`envs.vocabulary.Scene`), a physics state, and a camera pose of a few
-numbers; `save_state` writes these and nothing else is needed to go on.
+World right-handed, +Z up, metres; cameras OpenCV, `c2w` 4x4; the first pixel's centre is at 0.5. One control
+step is 0.1 s and one video frame. A world is a scene (`envs.vocabulary.Scene`), a physics state, and a
+camera pose of a few numbers; `save_state` writes these and nothing else is needed to go on.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import mujoco
@@ -15,12 +15,13 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Float, Float32, Float64, Int, UInt8
 
-from envs.captions import Seen, captions, parse
-from envs.renderer import Renderer, cast_rays
-from envs.scene_models import SPOTS, TIME_STEP_S, build
-from envs.scenes import random_scene
+from envs.captions import Seen, captions
+from envs.marks import Spots, find_spot, no_spots, show_spots
+from envs.renderer import Renderer, cast_rays, intrinsics
+from envs.scene_models import TIME_STEP_S, build
+from envs.scenes import asked_scene, random_scene
 from envs.tessellate import scene_mesh
-from envs.vocabulary import MARK_RGB, Scene
+from envs.vocabulary import STEP_LIMITS, Scene
 from recon3d.cameras import Cameras
 
 CONTROL_STEP_S = 0.1
@@ -42,31 +43,19 @@ class WorldState:
     captions: tuple[str, ...]
     physics: Float64[np.ndarray, " n"]
     pose: Float64[np.ndarray, " p"]
-    spots: Float64[np.ndarray, "s 8"]
+    spots: Spots
     spot_count: int
     step_count: int
     generator: dict
 
 
-def look_along(eye: np.ndarray, forward: np.ndarray) -> Float64[np.ndarray, "4 4"]:
-    """OpenCV camera-to-world of a camera at `eye` that looks along `forward` (not vertical), +Z up in the picture."""
-    z = np.asarray(forward, np.float64) / np.linalg.norm(forward)
-    x = np.cross(z, (0.0, 0.0, 1.0))
-    x /= np.linalg.norm(x)
-    c2w = np.eye(4)
-    c2w[:3, :3] = np.stack([x, np.cross(z, x), z], axis=1)
-    c2w[:3, 3] = eye
-    return c2w
-
-
 class MujocoWorld(gymnasium.Env):
     """A reference world; Room, Orbit and Lab say where the camera stands and what an action does."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / CONTROL_STEP_S)}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
     frames_per_step = 1
     world: str
     action_size: int
-    step_limit: int
     fovy_deg: float = 60.0
 
     def __init__(self, height: int = 64, width: int = 64, render_mode: str | None = "rgb_array") -> None:
@@ -75,6 +64,7 @@ class MujocoWorld(gymnasium.Env):
                 raise ValueError(f"{name} must be a whole number of pixels from 16 to 2048, got {value!r}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
+        self.step_limit = STEP_LIMITS[self.world]
         self.height, self.width, self.render_mode = height, width, render_mode
         self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
@@ -102,7 +92,9 @@ class MujocoWorld(gymnasium.Env):
 
     # -- Gymnasium
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict]:
         """Start a new scene. Options: `prompt` (the scene is made to fit it), `scene` (see `random_scene`).
 
         Raises:
@@ -110,17 +102,19 @@ class MujocoWorld(gymnasium.Env):
         """
         super().reset(seed=seed)
         options = options or {}
-        asked, prompt = self._asked(options)
+        asked, prompt = asked_scene(self.world, options)
         for _ in range(50):
-            self._load_scene(random_scene(self.np_random, self.world, asked, from_prompt=prompt is not None))
+            self._load_scene(random_scene(self.np_random, self.world, asked))
             pose = self._first_pose()
             if pose is not None:
                 break
         else:
-            raise ValueError(f"no place shows the named thing in scene {asked!r}; ask for fewer or smaller things")
+            raise ValueError(
+                f"no place shows the named thing in scene {asked!r}; ask for fewer or smaller things"
+            )
         self._pose = pose
         self._step_count = self._spot_count = 0
-        self._spots = np.zeros((SPOTS, 8))
+        self._spots = no_spots()
         self._captions = tuple(self._write_captions())
         drawn = str(self.np_random.choice(list(self._captions)))
         self._prompt = drawn if prompt is None else prompt
@@ -139,7 +133,9 @@ class MujocoWorld(gymnasium.Env):
         if action.shape != (self.action_size,):
             raise ValueError(f"action must have shape ({self.action_size},), got {action.shape}")
         if not (np.isfinite(action).all() and (abs(action) <= 1.0).all()):
-            raise ValueError(f"action must be finite and in [-1, 1], got {action.tolist()}; clip it before step")
+            raise ValueError(
+                f"action must be finite and in [-1, 1], got {action.tolist()}; clip it before step"
+            )
         self._act(action)
         self._step_count += 1
         reward, terminated = self._judge()
@@ -160,8 +156,7 @@ class MujocoWorld(gymnasium.Env):
     @property
     def K(self) -> Float32[np.ndarray, "3 3"]:
         """Intrinsics in pixels."""
-        focal = 0.5 * self.height / np.tan(np.radians(self.fovy_deg) / 2)
-        return np.array([[focal, 0, self.width / 2], [0, focal, self.height / 2], [0, 0, 1]], np.float32)
+        return intrinsics(self.fovy_deg, self.height, self.width).astype(np.float32)
 
     @property
     def c2w(self) -> Float32[np.ndarray, "4 4"]:
@@ -175,7 +170,9 @@ class MujocoWorld(gymnasium.Env):
 
     def cameras(self) -> Cameras:
         """The current camera as `Cameras` of length one."""
-        return Cameras(torch.from_numpy(self.K[None]), torch.from_numpy(self.c2w[None]), self.height, self.width)
+        return Cameras(
+            torch.from_numpy(self.K[None]), torch.from_numpy(self.c2w[None]), self.height, self.width
+        )
 
     def depth(self) -> Float32[np.ndarray, "h w"]:
         """Exact camera z in metres per pixel centre; inf where the sky is."""
@@ -198,7 +195,9 @@ class MujocoWorld(gymnasium.Env):
         return np.stack(frames), np.stack(depths)
 
     def scene(self) -> dict[str, Any]:
-        """Everything there is, by name; poses and velocities are current (metres, seconds, wxyz quaternions)."""
+        """Everything there is, by name; poses and velocities are current (metres, seconds, wxyz
+        quaternions).
+        """
         self._must_have_started()
         scene = self._scene.as_dict()
         for index, thing in enumerate(scene["things"]):
@@ -220,9 +219,18 @@ class MujocoWorld(gymnasium.Env):
         self._must_have_started()
         return scene_mesh(self._model, self._data, self._thing_of_geom)
 
+    def energy(self) -> float:
+        """Kinetic plus potential energy of all things in joules; zero height is the floor."""
+        self._must_have_started()
+        mujoco.mj_energyPos(self._model, self._data)
+        mujoco.mj_energyVel(self._model, self._data)
+        return float(self._data.energy.sum())
+
     def state_vector(self) -> Float32[np.ndarray, " s"]:
         """Position, quaternion, linear and angular velocity of every thing, 13 numbers each."""
-        return np.concatenate([self._thing_state(i) for i in range(len(self._scene.things))]).astype(np.float32)
+        return np.concatenate([self._thing_state(i) for i in range(len(self._scene.things))]).astype(
+            np.float32
+        )
 
     def captions(self) -> tuple[str, ...]:
         """All captions of the first frame, shortest first."""
@@ -252,8 +260,7 @@ class MujocoWorld(gymnasium.Env):
         self._pose, self._spots = state.pose.copy(), state.spots.copy()
         self._spot_count, self._step_count = state.spot_count, state.step_count
         self.np_random.bit_generator.state = state.generator
-        for number in range(SPOTS):
-            self._show_spot(number)
+        show_spots(self._model, self._spots, len(self._scene.things))
         mujoco.mj_setState(self._model, self._data, state.physics, INTEGRATION)
         mujoco.mj_forward(self._model, self._data)
         mujoco.mj_setState(self._model, self._data, state.physics, INTEGRATION)
@@ -271,30 +278,6 @@ class MujocoWorld(gymnasium.Env):
     def _must_have_started(self) -> None:
         if self._scene is None:
             raise ValueError(f"orrery/{self.world}-v0 has no scene yet; call reset first")
-
-    def _asked(self, options: dict[str, Any]) -> tuple[dict | None, str | None]:
-        """The scene that options ask for, and the prompt if there is one."""
-        if "image" in options:
-            raise ValueError("a reference world cannot start from an image; use orrery/Dream-v0 or pass scene")
-        unknown = set(options) - {"prompt", "scene"}
-        if unknown:
-            raise ValueError(f"reset options may be prompt and scene, got {sorted(map(str, unknown))[0]!r}")
-        prompt = options.get("prompt")
-        if prompt is None:
-            return options.get("scene"), None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"prompt must say something, got {prompt!r}; for example 'a red ball'")
-        if options.get("scene") is not None:
-            return options["scene"], prompt
-        said = parse(prompt)
-        if not said.things:
-            raise ValueError(f"prompt must name a thing by colour and shape such as 'a red ball', got {prompt!r}")
-        asked = {"things": list(said.things), "floor": said.floor}
-        if self.world == "Lab":
-            asked["kind"] = said.kind
-        elif self.world == "Orbit" and said.wall:
-            asked["walls"] = said.wall
-        return asked, prompt
 
     def _load_scene(self, scene: Scene) -> None:
         """Build the model and put everything where the scene says it starts."""
@@ -341,39 +324,18 @@ class MujocoWorld(gymnasium.Env):
 
         `sideways` and `upwards` in [-1, 1] move the ray off the thing's centre by up to half its radius.
         """
-        c2w = self._camera()
-        radius = self._scene.things[index].radius_m
+        c2w, radius = self._camera(), self._scene.things[index].radius_m
         aim = self._thing_state(index)[:3] + 0.5 * radius * (sideways * c2w[:3, 0] - upwards * c2w[:3, 1])
-        ray = aim - c2w[:3, 3]
-        hit, normal = np.array([-1], np.int32), np.zeros(3)
-        groups = np.array([1, 0, 0, 0, 0, 0], np.uint8)
-        eye = np.ascontiguousarray(c2w[:3, 3])
-        share = mujoco.mj_ray(self._model, self._data, eye, ray, groups, True, -1, hit, normal)
-        if self._thing_of_geom[hit[0]] != index:
+        spot = find_spot(self._model, self._data, self._thing_of_geom, c2w[:3, 3], aim)
+        if spot is None or int(spot[0]) != index:
             return
-        body = self._model.body(f"thing{index}").id
-        turn = self._data.xmat[body].reshape(3, 3)
-        place = turn.T @ (eye + share * ray - self._data.xpos[body])
-        towards = np.empty(4)
-        mujoco.mju_quatZ2Vec(towards, turn.T @ normal)
-        number = self._spot_count % SPOTS
-        self._spots[number] = [index, *place, *towards]
+        self._spots[self._spot_count % len(self._spots)] = spot
         self._spot_count += 1
-        self._show_spot(number)
+        show_spots(self._model, self._spots, len(self._scene.things))
         mujoco.mj_kinematics(self._model, self._data)
 
-    def _show_spot(self, number: int) -> None:
-        """Bring the model's spot into line with `_spots`; the model holds one hidden spot per number and thing."""
-        index, shown = int(self._spots[number, 0]), bool(np.any(self._spots[number, 4:]))
-        for thing in range(len(self._scene.things)):
-            self._model.geom(f"thing{thing}_spot{number}").rgba[:] = (*MARK_RGB, float(shown and thing == index))
-        geom = self._model.geom(f"thing{index}_spot{number}")
-        if shown:
-            geom.pos[:], geom.quat[:] = self._spots[number, 1:4], self._spots[number, 4:]
-
     def _segmentation(self, height: int, width: int, c2w: np.ndarray | None = None) -> Int[np.ndarray, "h w"]:
-        focal = 0.5 * height / np.tan(np.radians(self.fovy_deg) / 2)
-        K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+        K = intrinsics(self.fovy_deg, height, width)
         c2w = self._camera() if c2w is None else c2w
         return self._thing_of_geom[cast_rays(self._model, self._data, K, c2w, height, width)[1]]
 
@@ -389,7 +351,9 @@ class MujocoWorld(gymnasium.Env):
             x = float((columns.mean() + 0.5) / width * 2 - 1) if len(columns) else 0.0
             ahead = float((self._thing_state(index)[:3] - c2w[:3, 3]) @ c2w[:3, 2])
             seen.append(Seen(thing.shape, thing.colour, thing.size, x, ahead))
-        return captions(self.world, seen, floor=self._scene.floor, wall=self._wall_ahead(), kind=self._scene.kind)
+        return captions(
+            self.world, seen, floor=self._scene.floor, wall=self._wall_ahead(), kind=self._scene.kind
+        )
 
     def _wall_ahead(self) -> str | None:
         """Paint of the wall in the middle of the picture, for captions."""
@@ -405,4 +369,10 @@ class MujocoWorld(gymnasium.Env):
         return self._draw(self.K.astype(np.float64), self._camera(), self.height, self.width)
 
     def _info(self, frame: np.ndarray) -> dict[str, Any]:
-        return {"prompt": self._prompt, "frames": frame[None].copy(), "frame_count": 1, "K": self.K, "c2w": self.c2w}
+        return {
+            "prompt": self._prompt,
+            "frames": frame[None].copy(),
+            "frame_count": 1,
+            "K": self.K,
+            "c2w": self.c2w,
+        }

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from envs.mujoco_world import CONTROL_STEP_S, MujocoWorld, look_along
+from envs.mujoco_world import CONTROL_STEP_S, MujocoWorld
+from envs.renderer import look_along
 
 TARGET_M = (0.0, 0.0, 0.15)
 AZIMUTH_DEG_S, ELEVATION_DEG_S, DISTANCE_M_S = 90.0, 45.0, 0.5
@@ -13,14 +14,14 @@ START_ELEVATION_DEG, START_DISTANCE_M = (15.0, 50.0), (1.2, 1.8)
 
 
 class Orbit(MujocoWorld):
-    """Pose: azimuth, elevation (radians), distance (metres): eye = target + d (cos e cos a, cos e sin a, sin e).
+    """Pose: azimuth, elevation (radians), distance (metres): eye = target + d (cos e cos a, cos e sin a, sin
+    e).
 
     Action: azimuth (counter-clockwise seen from above), elevation (up), distance (away).
     """
 
     world = "Orbit"
     action_size = 3
-    step_limit = 120
 
     def _camera(self) -> Float64[np.ndarray, "4 4"]:
         azimuth, elevation, distance = self._pose

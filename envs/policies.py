@@ -1,7 +1,7 @@
 """Policies that need no learning: random smooth actions, and one script per reference world for recording.
 
-A policy is made for one episode from the reset env and a generator, and is then called once per step: `policy()` is
-the next action in [-1, 1]. Scripts read the reference world's exact state, which no agent sees.
+A policy is made for one episode from the reset env and a generator, and is then called once per step:
+`policy()` is the next action in [-1, 1]. Scripts read the reference world's exact state, which no agent sees.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,6 @@ import numpy as np
 
 from envs.lab import Lab
 from envs.mujoco_world import CONTROL_STEP_S
-from envs.orbit import Orbit
 from envs.room import PUSH_RANGE_M, YAW_DEG_S, Room
 from envs.scenes import ROOM_HALF_M
 
@@ -70,11 +69,10 @@ def _room(env: Room, rng: np.random.Generator) -> Policy:
     return act
 
 
-def _orbit(env: Orbit, rng: np.random.Generator) -> Policy:
+def _orbit(env: gymnasium.Env, rng: np.random.Generator) -> Policy:
     """Half of the episodes go round at full speed with a little wobble, half are smooth and random."""
     if rng.random() < 0.5:
-        random = smooth(env, rng)
-        return random
+        return smooth(env, rng)
     wobble = smooth(env, rng, scale=0.5 * float(rng.random() < 0.6))
     side = float(rng.choice([-1.0, 1.0]))
 
@@ -115,15 +113,22 @@ def _lab(env: Lab, rng: np.random.Generator) -> Policy:
 
 
 def scripted(env: gymnasium.Env, rng: np.random.Generator) -> Policy:
-    """The reference world's script, or smooth random actions in any other env."""
+    """The world's script.
+
+    Raises:
+        ValueError: the env has none; Room's and Lab's scripts read the exact state of a reference world.
+    """
     world = env.unwrapped
     if isinstance(world, Room):
         return _room(world, rng)
-    if isinstance(world, Orbit):
-        return _orbit(world, rng)
     if isinstance(world, Lab):
         return _lab(world, rng)
-    return smooth(env, rng)
+    if getattr(world, "world", None) == "Orbit":
+        return _orbit(env, rng)
+    name = env.spec.id if env.spec else type(world).__name__
+    raise ValueError(
+        f"policy scripted needs a reference world such as orrery/Room-v0, got {name}; use random"
+    )
 
 
 POLICIES = {"random": smooth, "scripted": scripted}

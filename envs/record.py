@@ -1,6 +1,7 @@
 """`orrery record`: any Gymnasium env with image observations -> episodes on disk, in parallel and resumable.
 
-An episode's seed is its name: its file exists exactly when it is whole, so a killed recording goes on where it was.
+An episode's seed is its name: its file exists exactly when it is whole, so a killed recording goes on where
+it was.
 """
 
 import json
@@ -38,7 +39,11 @@ class Recording:
 
     def make(self) -> gymnasium.Env:
         """The env, with the picture size where one is asked for."""
-        size = {name: value for name, value in (("height", self.height), ("width", self.width)) if value is not None}
+        size = {
+            name: value
+            for name, value in (("height", self.height), ("width", self.width))
+            if value is not None
+        }
         return gymnasium.make(self.env_id, disable_env_checker=True, **size)
 
 
@@ -56,7 +61,9 @@ def check_image_env(env: gymnasium.Env, env_id: str) -> None:
     """Raise ValueError unless observations are uint8 pictures and actions a box in [-1, 1]."""
     space, actions = env.observation_space, env.action_space
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 3 or space.dtype != np.uint8:
-        raise ValueError(f"record needs uint8 observations of shape (H, W, 3), {env_id} has {space}; wrap the env")
+        raise ValueError(
+            f"record needs uint8 observations of shape (H, W, 3), {env_id} has {space}; wrap the env"
+        )
     if space.shape[2] != 3:
         raise ValueError(f"record needs RGB pictures, {env_id} has {space.shape[2]} channels; wrap the env")
     if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
@@ -167,7 +174,7 @@ def record(
         env_id: a registered id such as orrery/Room-v0, or module:id.
         episodes: how many episodes the folder shall hold, with seeds seed, seed + 1, ...
         out: folder for ep_SEED.zarr.zip files and episodes.jsonl.
-        policy: random or scripted.
+        policy: scripted (reference worlds only) or random.
         steps: control steps per episode at most.
         seed: the first episode's seed.
         height: picture height in pixels; the env's own where left out.
@@ -181,9 +188,13 @@ def record(
         with recording.make() as env:
             check_image_env(env, env_id)
     except gymnasium.error.Error as error:
-        raise ValueError(f"env id {env_id!r} is not known ({error}); for example {envs.__name__}:orrery/Room-v0") from error
+        raise ValueError(
+            f"env id {env_id!r} is not known ({error}); for example {envs.__name__}:orrery/Room-v0"
+        ) from error
     except TypeError as error:
-        raise ValueError(f"{env_id} does not take this picture size ({error}); leave out --height, --width") from error
+        raise ValueError(
+            f"{env_id} does not take this picture size ({error}); leave out --height, --width"
+        ) from error
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".ep_*.partial"):
         if time.time() - leftover.stat().st_mtime > 600:
@@ -192,7 +203,10 @@ def record(
     if not seeds:
         return 0
     count = min(workers or os.cpu_count() or 1, len(seeds))
-    with open(out / INDEX_NAME, "a", encoding="utf-8") as index, tqdm(total=len(seeds), desc=env_id, unit="ep") as bar:
+    with (
+        open(out / INDEX_NAME, "a", encoding="utf-8") as index,
+        tqdm(total=len(seeds), desc=env_id, unit="ep") as bar,
+    ):
         for line in _made(recording, seeds, count):
             index.write(json.dumps(line) + "\n")
             index.flush()
@@ -201,7 +215,11 @@ def record(
 
 
 def _check(episodes: int, steps: int, policy: str, seed: int, held_out: bool, workers: int | None) -> None:
-    for name, value in (("episodes", episodes), ("steps", steps), ("workers", 1 if workers is None else workers)):
+    for name, value in (
+        ("episodes", episodes),
+        ("steps", steps),
+        ("workers", 1 if workers is None else workers),
+    ):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if policy not in POLICIES:

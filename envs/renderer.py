@@ -1,7 +1,7 @@
 """Pictures of a MuJoCo model from any pinhole camera; the one place that touches OpenGL.
 
-One GL context per process, made at the first picture; one MjrContext per model. MuJoCo's cameras look along -z
-(OpenGL); everything that enters or leaves this file is OpenCV (x right, y down, z forward).
+One GL context per process, made at the first picture; one MjrContext per model. MuJoCo's cameras look along
+-z (OpenGL); everything that enters or leaves this file is OpenCV (x right, y down, z forward).
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float64, Int, UInt8
 
 SUPERSAMPLING = 2
 NEAR_M, FAR_M = 0.02, 20.0
@@ -20,7 +20,9 @@ _context: dict[int, Any] = {}
 
 
 def _new_context() -> Any:
-    """A GL context without a window: EGL on Linux unless MUJOCO_GL names another, whenever mujoco was imported."""
+    """A GL context without a window: EGL on Linux unless MUJOCO_GL names another, whenever mujoco was
+    imported.
+    """
     wanted = os.environ.get("MUJOCO_GL") or ("egl" if sys.platform == "linux" else "")
     maker = import_module(f"mujoco.{wanted}") if wanted in ("egl", "osmesa") else mujoco
     return maker.GLContext(64, 64)
@@ -38,6 +40,25 @@ def _make_current() -> None:
     if pid not in _context:
         _context[pid] = _new_context()
     _context[pid].make_current()
+
+
+def look_along(eye: np.ndarray, forward: np.ndarray) -> Float64[np.ndarray, "4 4"]:
+    """OpenCV camera-to-world of a camera at `eye` that looks along `forward` (not vertical), +Z up in the
+    picture.
+    """
+    z = np.asarray(forward, np.float64) / np.linalg.norm(forward)
+    x = np.cross(z, (0.0, 0.0, 1.0))
+    x /= np.linalg.norm(x)
+    c2w = np.eye(4)
+    c2w[:3, :3] = np.stack([x, np.cross(z, x), z], axis=1)
+    c2w[:3, 3] = eye
+    return c2w
+
+
+def intrinsics(fovy_deg: float, height: int, width: int) -> Float64[np.ndarray, "3 3"]:
+    """Square pixels, centred principal point, vertical field of view `fovy_deg`."""
+    focal = 0.5 * height / np.tan(np.radians(fovy_deg) / 2)
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
 
 
 class Renderer:
@@ -78,7 +99,9 @@ class Renderer:
             mujoco.mjr_resizeOffscreen(self._size[1], self._size[0], self._buffers)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._buffers)
         kinds = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(self._model, data, self._options, self._perturb, self._free, kinds, self._scene)
+        mujoco.mjv_updateScene(
+            self._model, data, self._options, self._perturb, self._free, kinds, self._scene
+        )
         self._aim(K, c2w, height, width)
         picture = np.empty((rows, columns, 3), np.uint8)
         area = mujoco.MjrRect(0, 0, columns, rows)
@@ -120,7 +143,18 @@ def cast_rays(
     groups = np.array([1, 1, 1, 0, 0, 0], np.uint8)
     origin = np.ascontiguousarray(c2w[:3, 3], dtype=np.float64)
     mujoco.mj_multiRay(
-        model, data, origin, directions.ravel(), groups, True, -1, ids, distance, None, len(ids), mujoco.mjMAXVAL
+        model,
+        data,
+        origin,
+        directions.ravel(),
+        groups,
+        True,
+        -1,
+        ids,
+        distance,
+        None,
+        len(ids),
+        mujoco.mjMAXVAL,
     )
     distance = np.where(ids < 0, np.inf, distance)
     return (distance.reshape(height, width) / length).astype(np.float32), ids.reshape(height, width)

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from envs.mujoco_world import CONTROL_STEP_S, MujocoWorld, look_along
+from envs.mujoco_world import CONTROL_STEP_S, MujocoWorld
+from envs.renderer import look_along
 from envs.scenes import ROOM_HALF_M
 from envs.shapes import reach
 
@@ -19,14 +20,14 @@ START_SHARE = 0.012
 
 
 class Room(MujocoWorld):
-    """Pose: x, y (metres), yaw (radians, 0 along +x, counter-clockwise from above), pitch (radians, up positive).
+    """Pose: x, y (metres), yaw (radians, 0 along +x, counter-clockwise from above), pitch (radians, up
+    positive).
 
     Action: forward, strafe (to the right), yaw (to the left), pitch (up), push.
     """
 
     world = "Room"
     action_size = 5
-    step_limit = 200
 
     def _camera(self) -> Float64[np.ndarray, "4 4"]:
         return self._camera_of(self._pose)
@@ -62,7 +63,9 @@ class Room(MujocoWorld):
         x, y, yaw, pitch = self._pose
         self._gap_before = self._gap(self._pose[:2], 0)
         yaw = (yaw + turn * np.radians(YAW_DEG_S) * CONTROL_STEP_S + np.pi) % (2 * np.pi) - np.pi
-        pitch = np.clip(pitch + tilt * np.radians(PITCH_DEG_S) * CONTROL_STEP_S, *np.radians(PITCH_LIMITS_DEG))
+        pitch = np.clip(
+            pitch + tilt * np.radians(PITCH_DEG_S) * CONTROL_STEP_S, *np.radians(PITCH_LIMITS_DEG)
+        )
         ahead = np.array([np.cos(yaw), np.sin(yaw)])
         right = np.array([ahead[1], -ahead[0]])
         place = np.array([x, y]) + SPEED_M_S * CONTROL_STEP_S * (forward * ahead + strafe * right)
@@ -105,6 +108,11 @@ class Room(MujocoWorld):
         ahead = np.array([np.cos(yaw), np.sin(yaw)])
         distances = [
             (ROOM_HALF_M - sign * place) / (sign * along) if sign * along > 1e-9 else np.inf
-            for sign, place, along in ((1, x, ahead[0]), (1, y, ahead[1]), (-1, x, ahead[0]), (-1, y, ahead[1]))
+            for sign, place, along in (
+                (1, x, ahead[0]),
+                (1, y, ahead[1]),
+                (-1, x, ahead[0]),
+                (-1, y, ahead[1]),
+            )
         ]
         return self._scene.walls[int(np.argmin(distances))]

@@ -32,7 +32,9 @@ SLIDING = {"Room": 0.6, "Orbit": 0.6, "Lab": 0.2}
 TEXTURE_SIZE_M = 1.2
 LAMP_CUTOFF_DEG = 85.0
 SHADOW_DEG = {"Room": 40.0, "Orbit": 24.0, "Lab": 36.0}
-"""Half angle of the cone in which the lamp casts shadows: as narrow as the things allow, for sharp shadows."""
+"""Half angle of the cone in which the lamp casts shadows: as narrow as the things allow, for sharp
+shadows.
+"""
 
 
 def _surface(spec: MjSpec, name: str, material: str) -> str:
@@ -43,7 +45,9 @@ def _surface(spec: MjSpec, name: str, material: str) -> str:
     made.data = picture.tobytes()
     size_m = TEXTURE_SIZE_M * (1.0 if picture.shape[0] <= SIDE_PX else 1.5)
     # With texuniform MuJoCo counts repetitions per two metres of a plane's half size.
-    made = spec.add_material(name=name, texuniform=True, texrepeat=[1 / size_m] * 2, specular=0.1, shininess=0.2)
+    made = spec.add_material(
+        name=name, texuniform=True, texrepeat=[1 / size_m] * 2, specular=0.1, shininess=0.2
+    )
     roles = ["" for _ in range(mjtTextureRole.mjNTEXROLE)]
     roles[mjtTextureRole.mjTEXROLE_RGB] = f"{name}_picture"
     made.textures = roles
@@ -72,10 +76,14 @@ def _lights(spec: MjSpec, scene: Scene) -> None:
         )
 
 
-def _wall(spec: MjSpec, name: str, centre: tuple, half: tuple, paint: str, contact: dict, skirting: bool) -> None:
+def _wall(
+    spec: MjSpec, name: str, centre: tuple, half: tuple, paint: str, contact: dict, skirting: bool
+) -> None:
     rgba = [*WALLS[paint], 1.0]
     solid = {"friction": [0.4, 0.005, 0.001], **contact}
-    spec.worldbody.add_geom(name=name, type=FORMS["box"], pos=list(centre), size=list(half), rgba=rgba, **solid)
+    spec.worldbody.add_geom(
+        name=name, type=FORMS["box"], pos=list(centre), size=list(half), rgba=rgba, **solid
+    )
     if skirting:
         spec.worldbody.add_geom(
             name=f"{name}_skirting",
@@ -91,11 +99,18 @@ def _wall(spec: MjSpec, name: str, centre: tuple, half: tuple, paint: str, conta
 def _surroundings(spec: MjSpec, scene: Scene, contact: dict) -> None:
     """Floor, walls, table or stage: everything that never moves."""
     world = spec.worldbody
-    ground = {"type": mjtGeom.mjGEOM_PLANE, "condim": 6, "friction": [SLIDING[scene.world], 0.005, 0.003], **contact}
+    ground = {
+        "type": mjtGeom.mjGEOM_PLANE,
+        "condim": 6,
+        "friction": [SLIDING[scene.world], 0.005, 0.003],
+        **contact,
+    }
     floor = _surface(spec, "floor", scene.floor)
-    half, height, floor_z = {"Room": (ROOM_HALF_M, 0.9, 0.0), "Orbit": (2.6, 1.7, -0.7), "Lab": (1.4, 1.7, 0.0)}[
-        scene.world
-    ]
+    half, height, floor_z = {
+        "Room": (ROOM_HALF_M, 0.9, 0.0),
+        "Orbit": (2.6, 1.7, -0.7),
+        "Lab": (1.4, 1.7, 0.0),
+    }[scene.world]
     if scene.world == "Orbit":
         world.add_geom(name="table", material=floor, size=[TABLE_HALF_M, TABLE_HALF_M, 0.1], **ground)
         world.add_geom(
@@ -106,7 +121,11 @@ def _surroundings(spec: MjSpec, scene: Scene, contact: dict) -> None:
             rgba=[0.30, 0.25, 0.22, 1.0],
         )
         world.add_geom(
-            name="ground", type=mjtGeom.mjGEOM_PLANE, pos=[0, 0, floor_z], size=[half, half, 0.1], rgba=[0.24, 0.23, 0.25, 1]
+            name="ground",
+            type=mjtGeom.mjGEOM_PLANE,
+            pos=[0, 0, floor_z],
+            size=[half, half, 0.1],
+            rgba=[0.24, 0.23, 0.25, 1],
         )
     elif scene.world == "Room":
         world.add_geom(name="floor", material=floor, size=[half, half, 0.1], **ground)
@@ -121,14 +140,31 @@ def _surroundings(spec: MjSpec, scene: Scene, contact: dict) -> None:
             ("front_glass", [0, STAGE_FRONT_M, 0], [1, -1, 0, 0]),
         ):
             glass = {**ground, "friction": [0.05, 0.001, 0.0001]}
-            world.add_geom(name=name, pos=place, quat=turn, size=[4, 4, 0.1], rgba=[0, 0, 0, 0], group=HIDDEN_GROUP, **glass)
+            world.add_geom(
+                name=name,
+                pos=place,
+                quat=turn,
+                size=[4, 4, 0.1],
+                rgba=[0, 0, 0, 0],
+                group=HIDDEN_GROUP,
+                **glass,
+            )
         if scene.screen:
             world.add_geom(
-                name="screen", type=FORMS["box"], pos=[0, -0.42, 0.42], size=[0.42, 0.03, 0.42], rgba=[0.22, 0.24, 0.28, 1.0]
+                name="screen",
+                type=FORMS["box"],
+                pos=[0, -0.42, 0.42],
+                size=[0.42, 0.03, 0.42],
+                rgba=[0.22, 0.24, 0.28, 1.0],
             )
         return
     long = half + 2 * t
-    sides = (((half + t, 0), (t, long)), ((0, half + t), (half, t)), ((-half - t, 0), (t, long)), ((0, -half - t), (half, t)))
+    sides = (
+        ((half + t, 0), (t, long)),
+        ((0, half + t), (half, t)),
+        ((-half - t, 0), (t, long)),
+        ((0, -half - t), (half, t)),
+    )
     for index, (centre, thickness) in enumerate(sides):
         place, size = (*centre, z), (*thickness, height)
         _wall(spec, f"wall{index}", place, size, scene.walls[index], contact, scene.world == "Room")
@@ -137,7 +173,9 @@ def _surroundings(spec: MjSpec, scene: Scene, contact: dict) -> None:
 def _thing(spec: MjSpec, index: int, scene: Scene, contact: dict) -> None:
     """One thing's body with its parts and its hidden spots."""
     thing = scene.things[index]
-    body = spec.worldbody.add_body(name=f"thing{index}", pos=list(thing.position), quat=list(thing.quaternion))
+    body = spec.worldbody.add_body(
+        name=f"thing{index}", pos=list(thing.position), quat=list(thing.quaternion)
+    )
     if scene.world != "Orbit":
         body.add_freejoint(name=f"thing{index}_free")
     paint = f"thing{index}_paint"
@@ -162,7 +200,8 @@ def _thing(spec: MjSpec, index: int, scene: Scene, contact: dict) -> None:
             name=f"thing{index}_spot{number}",
             type=FORMS["ellipsoid"],
             size=[spot, spot, 0.25 * spot],
-            # Not the body's own frame: MuJoCo would take that as a promise and ignore a later move of the spot.
+            # Not the body's own frame: MuJoCo would take that as a promise and ignore a later move of the
+            # spot.
             pos=[0.01, 0.02, 0.03],
             quat=[0.5, 0.5, 0.5, 0.5],
             rgba=[0.0, 0.0, 0.0, 0.0],
@@ -174,7 +213,9 @@ def _thing(spec: MjSpec, index: int, scene: Scene, contact: dict) -> None:
 
 
 def build(scene: Scene, height: int, width: int) -> MjModel:
-    """Compile the scene; `height` and `width` size the off-screen buffer for pictures rendered at twice that."""
+    """Compile the scene; `height` and `width` size the off-screen buffer for pictures rendered at twice
+    that.
+    """
     spec = MjSpec()
     spec.option.timestep = TIME_STEP_S
     spec.option.integrator = mjtIntegrator.mjINT_IMPLICITFAST
@@ -186,7 +227,13 @@ def build(scene: Scene, height: int, width: int) -> MjModel:
     visual.map.shadowscale = SHADOW_DEG[scene.world] / LAMP_CUTOFF_DEG
     visual.map.znear, visual.map.zfar = 0.01, 10.0
     spec.add_texture(
-        name="sky", type=mjtTexture.mjTEXTURE_SKYBOX, builtin=1, width=16, height=96, rgb1=[0.86, 0.91, 0.97], rgb2=[0.86, 0.91, 0.97]
+        name="sky",
+        type=mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=1,
+        width=16,
+        height=96,
+        rgb1=[0.86, 0.91, 0.97],
+        rgb2=[0.86, 0.91, 0.97],
     )
     contact = BOUNCY if scene.world == "Lab" else DULL
     _lights(spec, scene)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.captions import draw_count, draw_kind
+from envs.captions import draw_count, draw_kind, parse
 from envs.shapes import reach, rest_height
 from envs.vocabulary import COLOURS, FLOORS, KINDS, LIGHTS, SHAPES, SIZES, TEST_FLOORS, WALLS, Scene, Thing
 
@@ -17,7 +17,7 @@ TABLE_HALF_M = 0.9
 STAGE_HALF_X_M = 1.16
 STAGE_BACK_M = 0.9
 STAGE_FRONT_M = -0.7
-MAX_THINGS = 5
+MOST_THINGS = {"room": 5, "table": 5, "drop": 3, "throw": 2, "collide": 2, "occluder": 1, "mark": 3}
 
 TABLE_RADII_M = (0.31, 0.255, 0.22, 0.19, 0.17)
 ROOM_RADIUS_M = 0.30
@@ -40,7 +40,9 @@ def _checked(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def _draw_things(rng: np.random.Generator, count: int, wanted: tuple[dict, ...], radius_m: float) -> list[Thing]:
+def _draw_things(
+    rng: np.random.Generator, count: int, wanted: tuple[dict, ...], radius_m: float
+) -> list[Thing]:
     """Things without places: wanted words first, the rest drawn so that no two have the same colour."""
     taken = {thing["colour"] for thing in wanted if "colour" in thing}
     free = [colour for colour in rng.permutation(list(COLOURS)) if colour not in taken]
@@ -98,7 +100,11 @@ def _dropped(rng: np.random.Generator, things: list[Thing]) -> list[Thing]:
     count = len(things)
     placed = []
     for index, thing in enumerate(things):
-        x = rng.uniform(-0.5, 0.5) if count == 1 else (index - (count - 1) / 2) * 1.9 / count + rng.uniform(-0.05, 0.05)
+        x = (
+            rng.uniform(-0.5, 0.5)
+            if count == 1
+            else (index - (count - 1) / 2) * 1.9 / count + rng.uniform(-0.05, 0.05)
+        )
         bottom = rng.uniform(1.15, 2.25 - 2 * reach(thing.shape, thing.radius_m))
         z = bottom + reach(thing.shape, thing.radius_m)
         round_thing = thing.shape == "ball" or rng.random() < 0.4
@@ -110,7 +116,9 @@ def _dropped(rng: np.random.Generator, things: list[Thing]) -> list[Thing]:
 def _thrown(rng: np.random.Generator, things: list[Thing]) -> list[Thing]:
     placed = []
     for index, thing in enumerate(things):
-        side = -1.0 if (index + int(rng.integers(2) if index == 0 else placed[0].position[0] < 0)) % 2 else 1.0
+        side = (
+            -1.0 if (index + int(rng.integers(2) if index == 0 else placed[0].position[0] < 0)) % 2 else 1.0
+        )
         x = side * (STAGE_HALF_X_M - 0.03 - reach(thing.shape, thing.radius_m) - rng.uniform(0.0, 0.15))
         z = rng.uniform(0.4, 0.9)
         speed = (float(-side * rng.uniform(1.3, 2.4)), 0.0, float(rng.uniform(2.2, 3.8)))
@@ -118,7 +126,11 @@ def _thrown(rng: np.random.Generator, things: list[Thing]) -> list[Thing]:
         turn = _yaw(rng.uniform(0, 2 * np.pi))
         placed.append(
             replace(
-                thing, position=(float(x), 0.0, float(z)), quaternion=turn, linear_velocity=speed, angular_velocity=spin
+                thing,
+                position=(float(x), 0.0, float(z)),
+                quaternion=turn,
+                linear_velocity=speed,
+                angular_velocity=spin,
             )
         )
     return placed
@@ -149,7 +161,11 @@ def _on_stage(rng: np.random.Generator, things: list[Thing], kind: str) -> list[
         return [
             replace(
                 thing,
-                position=(float(0.75 * row + rng.uniform(-0.15, 0.15)), 0.0, rest_height(thing.shape, thing.radius_m)),
+                position=(
+                    float(0.75 * row + rng.uniform(-0.15, 0.15)),
+                    0.0,
+                    rest_height(thing.shape, thing.radius_m),
+                ),
                 quaternion=_yaw(rng.uniform(0, 2 * np.pi)),
             )
             for thing, row in zip(things, rows, strict=True)
@@ -158,77 +174,121 @@ def _on_stage(rng: np.random.Generator, things: list[Thing], kind: str) -> list[
     if kind == "occluder":
         return [_rolled(rng, things[0], side, rng.uniform(1.2, 2.0))]
     return [
-        _rolled(rng, thing, side * (-1.0) ** index, rng.uniform(1.5, 2.4) if index == 0 else rng.uniform(0.5, 1.5))
+        _rolled(
+            rng, thing, side * (-1.0) ** index, rng.uniform(1.5, 2.4) if index == 0 else rng.uniform(0.5, 1.5)
+        )
         for index, thing in enumerate(things)
     ]
 
 
-def _counted(rng: np.random.Generator, world: str, kind: str, wanted: tuple[dict, ...], from_prompt: bool) -> int:
-    """How many things: those asked for, else a random number; checks Lab's needs."""
-    count = len(wanted) or draw_count(rng, world, kind)
-    if kind == "collide":
-        count = max(count, 2) if from_prompt or not wanted else count
-        if count != 2:
-            raise ValueError(f"kind collide needs 2 things, got {count}; name two things")
-    if kind == "occluder" and count > 1:
-        raise ValueError(f"kind occluder needs 1 thing, got {count}; name one thing")
-    if kind == "throw" and count > 2:
-        raise ValueError(f"kind throw takes at most 2 things, got {count}; name fewer")
-    if kind in ("drop", "mark") and count > 3:
-        raise ValueError(f"kind {kind} takes at most 3 things, got {count}; name fewer")
-    if count > MAX_THINGS:
-        raise ValueError(f"a scene has at most {MAX_THINGS} things, got {count}; name fewer")
-    return count
+def _kind_for(rng: np.random.Generator, world: str, asked: str | None, count: int) -> str:
+    """The kind that is asked for, else one drawn among those that take `count` things."""
+    if asked is not None:
+        kind = _checked("kind", asked, KINDS[world])
+        if count > MOST_THINGS[kind]:
+            raise ValueError(f"kind {kind} takes at most {MOST_THINGS[kind]} things, got {count}; name fewer")
+        return kind
+    most = max(MOST_THINGS[kind] for kind in KINDS[world])
+    if count > most:
+        raise ValueError(f"{world} takes at most {most} things, got {count}; name fewer")
+    kind = draw_kind(rng, world)
+    while count > MOST_THINGS[kind]:
+        kind = draw_kind(rng, world)
+    return kind
 
 
-def random_scene(rng: np.random.Generator, world: str, options: dict | None = None, from_prompt: bool = False) -> Scene:
-    """Draw a scene; what `options` asks for is kept.
-
-    Args:
-        rng: the source of everything that is not asked for.
-        world: Room, Orbit or Lab.
-        options: any of `kind`, `things` (a sequence of dicts with any of shape, colour, size; the first is the one
-            that the prompt names), `floor`, `walls` (one name or four), `light`.
-        from_prompt: options were read from a prompt, which may leave out what the kind needs.
-
-    Raises:
-        ValueError: options hold an unknown word or more things than the kind takes.
+def _checked_options(options: Any) -> dict[str, Any]:
+    """The options of a scene as a dict with the keys `things` (a tuple of dicts) and `walls` (a tuple)
+    checked.
     """
     options = {} if options is None else options
     if not isinstance(options, dict):
         raise ValueError(f"scene must be a dict with kind and things, got {type(options).__name__}")
     unknown = set(options) - {"kind", "things", "floor", "walls", "light"}
     if unknown:
-        raise ValueError(f"scene may have kind, things, floor, walls, light, got {sorted(map(str, unknown))[0]!r}")
-    kind = _checked("kind", options.get("kind") or draw_kind(rng, world), KINDS[world])
+        raise ValueError(
+            f"scene may have kind, things, floor, walls, light, got {sorted(map(str, unknown))[0]!r}"
+        )
     wanted = options.get("things") or ()
     if not isinstance(wanted, (tuple, list)) or not all(isinstance(thing, dict) for thing in wanted):
-        raise ValueError(f"scene things must be dicts such as {{'shape': 'ball', 'colour': 'red'}}, got {wanted!r}")
-    wanted = tuple(wanted)
-    count = _counted(rng, world, kind, wanted, from_prompt)
+        raise ValueError(
+            f"scene things must be dicts such as {{'shape': 'ball', 'colour': 'red'}}, got {wanted!r}"
+        )
+    walls = options.get("walls") or ()
+    walls = (walls,) * 4 if isinstance(walls, str) else tuple(walls)
+    if len(walls) not in (0, 4):
+        raise ValueError(f"walls must be one name or four, got {len(walls)}")
+    return {**options, "things": tuple(wanted), "walls": walls}
+
+
+def random_scene(rng: np.random.Generator, world: str, options: Any = None) -> Scene:
+    """Draw a scene; what `options` asks for is kept.
+
+    Args:
+        rng: the source of everything that is not asked for.
+        world: Room, Orbit or Lab.
+        options: a dict with any of `kind`, `things` (a sequence of dicts with any of shape, colour, size; the
+            first is the one that the prompt names), `floor`, `walls` (one name or four), `light`.
+
+    Raises:
+        ValueError: options hold an unknown word or more things than the kind takes.
+    """
+    options = _checked_options(options)
+    wanted = options["things"]
+    kind = _kind_for(rng, world, options.get("kind"), len(wanted))
+    count = len(wanted) or draw_count(rng, world, kind)
+    count = max(count, 2) if kind == "collide" else count
     radius = {"Room": ROOM_RADIUS_M, "Orbit": TABLE_RADII_M[count - 1], "Lab": LAB_RADIUS_M}[world]
     if kind == "mark":
         radius *= 1.25 if count == 1 else 1.0
     things = _draw_things(rng, count, wanted, radius)
-    if kind == "occluder" or kind == "collide":
+    if kind in ("occluder", "collide"):
         things = [
             thing if index < len(wanted) or rng.random() < 0.3 else replace(thing, shape="ball")
             for index, thing in enumerate(things)
         ]
     place = {"Room": _in_room, "Orbit": _on_table}
     things = _on_stage(rng, things, kind) if world == "Lab" else place[world](rng, things)
-    drawn_floor, drawn_light = str(rng.choice(list(FLOORS))), str(rng.choice(list(LIGHTS)))
+    floor, light = str(rng.choice(list(FLOORS))), str(rng.choice(list(LIGHTS)))
     paints = [str(paint) for paint in rng.permutation(list(WALLS))]
-    walls = options.get("walls") or (tuple(paints[:4]) if world == "Room" else (paints[0],) * 4)
-    walls = (walls,) * 4 if isinstance(walls, str) else tuple(walls)
-    if len(walls) != 4:
-        raise ValueError(f"walls must be one name or four, got {len(walls)}")
+    walls = options["walls"] or (tuple(paints[:4]) if world == "Room" else (paints[0],) * 4)
     return Scene(
         world=world,
         kind=kind,
         things=tuple(things),
-        floor=_checked("floor", options.get("floor") or drawn_floor, FLOORS + TEST_FLOORS),
+        floor=_checked("floor", options.get("floor") or floor, FLOORS + TEST_FLOORS),
         walls=tuple(_checked("wall", wall, tuple(WALLS)) for wall in walls),
-        light=_checked("light", options.get("light") or drawn_light, tuple(LIGHTS)),
+        light=_checked("light", options.get("light") or light, tuple(LIGHTS)),
         screen="slate" if kind == "occluder" else None,
     )
+
+
+def asked_scene(world: str, options: dict[str, Any] | None) -> tuple[Any, str | None]:
+    """What a reference world's reset options ask for: options of `random_scene`, and the prompt if there is
+    one.
+
+    Raises:
+        ValueError: an option is unknown, or the prompt names no thing.
+    """
+    options = options or {}
+    if "image" in options:
+        raise ValueError("a reference world cannot start from an image; use orrery/Dream-v0 or pass scene")
+    unknown = set(options) - {"prompt", "scene"}
+    if unknown:
+        raise ValueError(f"reset options may be prompt and scene, got {sorted(map(str, unknown))[0]!r}")
+    prompt = options.get("prompt")
+    if prompt is None:
+        return options.get("scene"), None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"prompt must say something, got {prompt!r}; for example 'a red ball'")
+    if options.get("scene") is not None:
+        return options["scene"], prompt
+    said = parse(prompt)
+    if not said.things:
+        raise ValueError(f"prompt must name a thing by colour and shape such as 'a red ball', got {prompt!r}")
+    asked = {"things": list(said.things), "floor": said.floor}
+    if world == "Lab":
+        asked["kind"] = said.kind
+    elif world == "Orbit" and said.wall:
+        asked["walls"] = said.wall
+    return asked, prompt

@@ -1,10 +1,11 @@
 """What each named shape is made of: parts in the thing's own frame (numpy only; metres).
 
-Both the MuJoCo model and the mesh are made from these parts. A thing's radius is the scale of its shape: a ball has
-exactly that radius, the others fill roughly the same space. Things lie the way they rest: +z is up.
+Both the MuJoCo model and the mesh are made from these parts. A thing's radius is the scale of its shape: a
+ball has exactly that radius, the others fill roughly the same space. Things lie the way they rest: +z is up.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def _mug(r: float) -> list[Part]:
         parts.append(Part("box", (wall_m, float(side), half), place, turn, solid=False))
     bend = np.linspace(-np.pi / 2, np.pi / 2, 6)
     points = np.stack([outer + 0.42 * r * np.cos(bend), 0 * bend, 0.45 * r * np.sin(bend)], axis=1)
-    for start, end in zip(points[:-1], points[1:], strict=True):
+    for start, end in pairwise(points):
         along = end - start
         tilt = float(np.arctan2(along[0], along[2]) / 2)
         parts.append(
@@ -93,11 +94,27 @@ def parts(shape: str, r: float) -> list[Part]:
 
 def rest_height(shape: str, r: float) -> float:
     """Height of the thing's origin above the floor that it rests on, metres."""
-    share = {"box": 0.8, "ball": 1.0, "cylinder": 0.85, "capsule": 0.5, "egg": 0.75, "L block": 0.95, "mug": 0.75}
+    share = {
+        "box": 0.8,
+        "ball": 1.0,
+        "cylinder": 0.85,
+        "capsule": 0.5,
+        "egg": 0.75,
+        "L block": 0.95,
+        "mug": 0.75,
+    }
     return share[shape] * r
 
 
 def reach(shape: str, r: float) -> float:
     """Radius of the upright thing's footprint on the floor, metres."""
-    share = {"box": 1.14, "ball": 1.0, "cylinder": 0.7, "capsule": 1.15, "egg": 1.05, "L block": 1.03, "mug": 1.1}
+    share = {
+        "box": 1.14,
+        "ball": 1.0,
+        "cylinder": 0.7,
+        "capsule": 1.15,
+        "egg": 1.05,
+        "L block": 1.03,
+        "mug": 1.1,
+    }
     return share[shape] * r

@@ -8,7 +8,9 @@ AROUND, ALONG = 32, 16
 
 
 def _sphere(caps: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """A unit sphere cut at its equator, its halves moved apart along z by `caps` each way: a capsule's surface."""
+    """A unit sphere cut at its equator, its halves moved apart along z by `caps` each way: a capsule's
+    surface.
+    """
     polar = np.linspace(0, np.pi, ALONG + 1)
     polar = np.concatenate([polar[: ALONG // 2 + 1], polar[ALONG // 2 :]])
     shift = np.where(np.arange(len(polar)) <= ALONG // 2, caps, -caps)
@@ -19,7 +21,8 @@ def _lathe(radius: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The surface of revolution of a profile from top to bottom; normals point outwards."""
     turn = np.arange(AROUND) * 2 * np.pi / AROUND
     points = np.stack(
-        [np.outer(radius, np.cos(turn)), np.outer(radius, np.sin(turn)), np.repeat(z[:, None], AROUND, 1)], axis=-1
+        [np.outer(radius, np.cos(turn)), np.outer(radius, np.sin(turn)), np.repeat(z[:, None], AROUND, 1)],
+        axis=-1,
     )
     rows, columns = np.meshgrid(np.arange(len(z) - 1), np.arange(AROUND), indexing="ij")
     a, b = rows * AROUND + columns, rows * AROUND + (columns + 1) % AROUND

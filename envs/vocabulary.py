@@ -24,6 +24,9 @@ SIZES = {"small": 0.8, "medium": 1.0, "large": 1.2}
 
 WORLDS = ("Room", "Orbit", "Lab")
 
+STEP_LIMITS = {"Room": 200, "Orbit": 120, "Lab": 48}
+"""Control steps of an episode, in the reference world and in the dream of it."""
+
 KINDS = {
     "Room": ("room",),
     "Orbit": ("table",),

@@ -1,0 +1,209 @@
+"""`orrery/Dream-v0`: the world model as a Gymnasium environment, with the spaces and steps of the world it
+dreams.
+
+The env only holds the dream's state, which is a value of `simulator.world_model`. Nothing here needs MuJoCo.
+"""
+
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import UInt8
+
+from envs.captions import random_prompt
+from envs.vocabulary import STEP_LIMITS
+from simulator.world_model import State, WorldModel
+
+SEEDS = 2**31
+REGISTRY_PREFIX = "models:/"
+
+
+@dataclass(frozen=True)
+class DreamState:
+    """A dream's whole state as a value: keep it to fork, pickle it to save."""
+
+    world: str
+    dream: State
+    prompt: str
+    frame: UInt8[np.ndarray, "h w 3"]
+    step_count: int
+    generator: dict
+
+
+def load_model(checkpoint: str | Path, device: str) -> WorldModel:
+    """The model of a checkpoint: `default`, a folder, or `models:/NAME/VERSION` in MLflow's registry."""
+    if str(checkpoint).startswith(REGISTRY_PREFIX):
+        download = import_module("mlflow.artifacts").download_artifacts
+        try:
+            checkpoint = download(artifact_uri=str(checkpoint))
+        except import_module("mlflow.exceptions").MlflowException as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"checkpoint {checkpoint} is not in MLflow's registry ({reason}); set MLFLOW_TRACKING_URI"
+            ) from error
+    return WorldModel.load(checkpoint, device=device)
+
+
+def checked_image(image: Any, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture that a dream starts from. Raises ValueError unless it is uint8 of the dream's size."""
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image must be a uint8 array of shape ({height}, {width}, 3), got {type(image).__name__}"
+        )
+    if image.dtype != np.uint8 or image.shape != (height, width, 3):
+        raise ValueError(
+            f"image must be uint8 of shape ({height}, {width}, 3), got {image.dtype} of shape {image.shape}; "
+            "convert it, or make the env with the picture's height and width"
+        )
+    return image
+
+
+def checked_options(options: dict[str, Any] | None) -> dict[str, Any]:
+    """Reset options of a dream. Raises ValueError for an unknown option or a prompt that says nothing."""
+    options = options or {}
+    unknown = set(options) - {"prompt", "image"}
+    if "scene" in unknown:
+        raise ValueError("a dream has no scene to set; describe it in the prompt, or use a reference world")
+    if unknown:
+        raise ValueError(f"reset options may be prompt and image, got {sorted(map(str, unknown))[0]!r}")
+    prompt = options.get("prompt")
+    if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
+        raise ValueError(f"prompt must say something, got {prompt!r}; for example 'a red ball'")
+    return options
+
+
+class Dream(gymnasium.Env):
+    """A world model that is stepped like the world it dreams: same actions, same step limit, 10 Hz.
+
+    Args:
+        world: Room, Orbit or Lab.
+        checkpoint: `default` for the shipped weights, a folder, or `models:/NAME/VERSION`.
+        height: picture height in pixels; the trained one where left out.
+        width: picture width in pixels; the trained one where left out.
+        device: where the network runs.
+        model: a loaded model, to share between envs; `checkpoint` is then not read.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(
+        self,
+        world: str = "Room",
+        checkpoint: str | Path = "default",
+        height: int | None = None,
+        width: int | None = None,
+        device: str = "cpu",
+        render_mode: str | None = "rgb_array",
+        model: WorldModel | None = None,
+    ) -> None:
+        if world not in STEP_LIMITS:
+            raise ValueError(f"world must be one of {', '.join(STEP_LIMITS)}, got {world!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
+        self.model = load_model(checkpoint, device) if model is None else model
+        if world not in self.model.worlds:
+            raise ValueError(
+                f"world must be one that the model knows ({', '.join(self.model.worlds)}), got {world!r}"
+            )
+        self.world, self.render_mode = world, render_mode
+        self.height, self.width = height or self.model.height, width or self.model.width
+        self.frames_per_step = self.model.frames_per_step
+        self.action_size = self.model.action_size(world)
+        self.step_limit = STEP_LIMITS[world]
+        self.observation_space = spaces.Box(0, 255, (self.height, self.width, 3), np.uint8)
+        self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
+        self._dream: State | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict]:
+        """Start a dream. Options: `prompt` (drawn from the seed where left out), `image` (its first frame).
+
+        Raises:
+            ValueError: an option is unknown, the prompt says nothing, or the image has another type or size.
+        """
+        super().reset(seed=seed)
+        options = checked_options(options)
+        image = options.get("image")
+        images = None if image is None else checked_image(image, self.height, self.width)[None]
+        drawn = random_prompt(self.np_random, self.world)
+        self._prompt = options.get("prompt") or drawn
+        dream_seed = int(self.np_random.integers(SEEDS))
+        self._dream, frames, uncertainty = self.model.start(
+            [self._prompt], self.world, [dream_seed], height=self.height, width=self.width, images=images
+        )
+        self._frame, self._step_count = frames[0, -1], 0
+        return self._frame.copy(), self._info(frames[0], uncertainty[0])
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One control step of 0.1 s: `frames_per_step` new frames, of which the last is the observation.
+
+        Raises:
+            ValueError: the action is not `action_size` finite numbers in [-1, 1], or reset was not called.
+        """
+        if self._dream is None:
+            raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
+        action = np.asarray(action, np.float32)
+        if action.shape != (self.action_size,):
+            raise ValueError(f"action must have shape ({self.action_size},), got {action.shape}")
+        if not (np.isfinite(action).all() and (abs(action) <= 1.0).all()):
+            raise ValueError(
+                f"action must be finite and in [-1, 1], got {action.tolist()}; clip it before step"
+            )
+        self._dream, frames, reward, terminated, uncertainty = self.model.step(self._dream, action[None])
+        self._frame = frames[0, -1]
+        self._step_count += 1
+        info = self._info(frames[0], uncertainty[0])
+        cut = self._step_count >= self.step_limit
+        return self._frame.copy(), float(reward[0]), bool(terminated[0]), cut, info
+
+    def render(self) -> np.ndarray | None:
+        """The current picture."""
+        return None if self.render_mode is None or self._dream is None else self._frame.copy()
+
+    def save_state(self) -> DreamState:
+        """The whole state; a dream of the same model that loads it goes on with the same frames."""
+        if self._dream is None:
+            raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
+        return DreamState(
+            self.world,
+            self._dream,
+            self._prompt,
+            self._frame.copy(),
+            self._step_count,
+            self.np_random.bit_generator.state,
+        )
+
+    def load_state(self, state: DreamState) -> None:
+        """Go back (or over) to a saved state of the same world and picture size."""
+        if not isinstance(state, DreamState):
+            raise ValueError(f"state must come from save_state of a dream, got {type(state).__name__}")
+        if state.world != self.world or state.frame.shape != self.observation_space.shape:
+            raise ValueError(
+                f"state must be of {self.world} at {self.height}x{self.width}, got {state.world} at "
+                f"{state.frame.shape[0]}x{state.frame.shape[1]}; make the env to fit it"
+            )
+        self._dream, self._prompt = state.dream, state.prompt
+        self._frame, self._step_count = state.frame.copy(), state.step_count
+        self.np_random.bit_generator.state = state.generator
+
+    def fork(self, n: int) -> list[DreamState]:
+        """`n` equal states to go on from."""
+        if n < 1:
+            raise ValueError(f"fork needs at least 1 state, got {n}")
+        state = self.save_state()
+        return [replace(state) for _ in range(n)]
+
+    def _info(self, frames: np.ndarray, uncertainty: float) -> dict[str, Any]:
+        padded = np.zeros((self.frames_per_step, *self.observation_space.shape), np.uint8)
+        padded[: len(frames)] = frames
+        return {
+            "prompt": self._prompt,
+            "frames": padded,
+            "frame_count": len(frames),
+            "uncertainty": float(uncertainty),
+        }

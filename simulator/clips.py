@@ -125,3 +125,16 @@ def list_episodes(folder: str | Path) -> list[Path]:
     if not paths:
         raise ValueError(f"--data {folder} holds no episode (ep_*{SUFFIX}); record some with `orrery record ENV_ID`")
     return paths
+
+
+def training_episodes(folder: str | Path) -> list[Path]:
+    """The episodes of a folder that may be trained on: those below the held-out seeds. Raises ValueError if there are none."""
+    paths = [path for path in list_episodes(folder) if not held_out(path)]
+    if not paths:
+        raise ValueError(f"--data {folder} holds only held-out seeds ({HELD_OUT_SEED} and above); record others to train on")
+    return paths
+
+
+def held_out(path: Path) -> bool:
+    """Whether an episode's seed, which names its file, is kept for measuring."""
+    return int(path.name.removeprefix("ep_").removesuffix(SUFFIX)) >= HELD_OUT_SEED

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from simulator.checkpoint import write_json
-from simulator.clips import HELD_OUT_SEED, Episode, list_episodes, read_episode
+from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
 from simulator.metrics import psnr, sharpness, ssim
 from simulator.video import to_uint8, to_unit
@@ -101,7 +101,7 @@ def measure(model: WorldModel, data: Path) -> list[Row]:
     """Fidelity of every world of which `data` holds held-out episodes long enough."""
     by_world: dict[str, list[Episode]] = defaultdict(list)
     for path in list_episodes(data):
-        if int(path.name[3:12]) < HELD_OUT_SEED:
+        if not held_out(path):
             raise ValueError(f"{path} is not held out: fidelity needs seeds of {HELD_OUT_SEED} and above; "
                              "record them with `orrery record ENV_ID --held-out`")
         episode = read_episode(path)

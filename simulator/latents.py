@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras, rigid_inverse
-from simulator.clips import HELD_OUT_SEED, Episode, list_episodes, open_episode, read_episode
+from simulator.clips import Episode, open_episode, read_episode, training_episodes
 from simulator.text import embed
 from simulator.tokenizer import Tokenizer
 from simulator.video import to_unit
@@ -59,7 +59,7 @@ class LatentEpisodes:
     world: Int[Tensor, " episodes"]
     starts: Int[np.ndarray, " episodes1"]
     captions: list[list[int]]  # of each episode: rows of `text`, the first naming only the things
-    text: list[Float[Tensor, "l e"]]
+    text: list[Float[Tensor, "_ e"]]
     worlds: tuple[str, ...]
     action_sizes: dict[str, int]
     height: int
@@ -80,9 +80,7 @@ class LatentEpisodes:
 
 def load_latents(data: Path, tokenizer: Tokenizer, version: str, action_width: int) -> LatentEpisodes:
     """Read, and encode where needed, every episode under `data` that may be trained on (held-out seeds may not)."""
-    paths = [path for path in list_episodes(data) if int(path.name[3:12]) < HELD_OUT_SEED]
-    if not paths:
-        raise ValueError(f"--data {data} holds only held-out seeds ({HELD_OUT_SEED} and above); record others to train on")
+    paths = training_episodes(data)
     names: list[str] = []
     parts: dict[str, list] = {name: [] for name in ("latents", "actions", "rewards", "terminated", "c2w", "K", "world")}
     starts, caption_rows, phrases, sizes, size = [0], [], {}, {}, None

@@ -57,7 +57,7 @@ def check_prompt(prompt: str) -> str:
     return prompt.strip()
 
 
-def embed(prompts: list[str], batch: int = 64, progress: bool = False) -> list[Float[Tensor, "l 384"]]:
+def embed(prompts: list[str], batch: int = 64, progress: bool = False) -> list[Float[Tensor, "_ 384"]]:
     """Token embeddings (last hidden state) of each prompt, in fp32 and without padding."""
     tokenizer, model = _encoder()
     found: list[Tensor] = [torch.empty(0)] * len(prompts)
@@ -80,7 +80,7 @@ def embed_one(prompt: str) -> Float[Tensor, "l 384"]:
     return embed([prompt])[0]
 
 
-def pad(embeddings: list[Float[Tensor, "l e"]]) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"]]:
+def pad(embeddings: list[Float[Tensor, "_ e"]]) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"]]:
     """Embeddings as one batch, and which of its tokens are real."""
     padded = torch.nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
     lengths = torch.tensor([len(e) for e in embeddings])

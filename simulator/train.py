@@ -109,7 +109,7 @@ def choose_episodes(
     if len(weights) != len(by_world):
         raise ValueError(f"world_weights has {len(weights)} entries, the data has the worlds {', '.join(data.worlds)}")
     if with_cameras:
-        weights = weights * np.array([len(found) and moving_cameras(data, found[0]) for found in by_world])
+        weights = weights * np.array([len(found) and moving_cameras(data, int(found[0])) for found in by_world])
     if not weights.sum():
         raise ValueError(f"no episode of {frames} latent steps{' with moving cameras' * with_cameras}; record longer ones, "
                          "or set the share of such batches to 0")

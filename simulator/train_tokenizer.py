@@ -28,7 +28,7 @@ from simulator.checkpoint import (
     save_weights,
     write_json,
 )
-from simulator.clips import list_episodes, open_episode
+from simulator.clips import open_episode, training_episodes
 from simulator.optim import Clock, fast_precision, make_optimizers, rate_factor, set_rates
 from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from simulator.tracking import tracked_run
@@ -74,7 +74,7 @@ class Frames:
 
 def load_frames(data: Path, limit: int, min_length: int, generator: np.random.Generator) -> Frames:
     """Whole episodes in random order until `limit` frames are in memory."""
-    paths = list_episodes(data)
+    paths = training_episodes(data)
     pixels, count = [], 0
     for index in tqdm(generator.permutation(len(paths)), desc="reading frames", unit="ep", mininterval=5):
         store, group = open_episode(paths[index])

@@ -32,12 +32,12 @@ def to_uint8(video: Float[Tensor, "*b 3 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
     return rearrange(pixels, "... c h w -> ... h w c").cpu().numpy()
 
 
-def upscaled(frames: Frames, factor: int) -> Frames:
+def upscaled(frames: Frames, factor: int) -> UInt8[np.ndarray, "t h2 w2 3"]:
     """Each pixel repeated `factor` times in both directions (so that small frames survive chroma subsampling)."""
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def write_video(path: str | Path, frames: Frames, fps: float, *, scale: int = 1) -> Path:
+def write_video(path: str | Path, frames: Frames, fps: float | int, *, scale: int = 1) -> Path:
     """Write an H.264 mp4 that browsers play (yuv420p; `scale` repeats pixels first), whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
 from simulator.flow import add_noise
 from simulator.sampling import denoise, guided, row_noise
 from simulator.text import check_prompt, embed_one, pad
-from simulator.tokenizer import Latents, Tokenizer
+from simulator.tokenizer import Latents, Past, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import EXTRA_TOKENS, Conditions, KeysValues, Prediction, Transformer, TransformerConfig
 from simulator.video import to_uint8, to_unit
@@ -55,7 +55,7 @@ class State:
     """A rollout, as a value. Rows are independent dreams of one age."""
 
     cache: list[KeysValues]  # of the full layers, the last window - 1 latent steps
-    decoder: Latents  # what the streaming decoder looks back at
+    decoder: Past | None  # what the streaming decoder looks back at; None before the first frame
     text: Float[Tensor, "b l e"]
     text_known: Bool[Tensor, "b l"]
     world: Int[Tensor, " b"]
@@ -105,7 +105,7 @@ class WorldModel:
             raise ValueError(f"world must be one of {', '.join(self.worlds)}, got {world!r}")
         return self.config.action_sizes[world]
 
-    def with_config(self, **changes: float) -> WorldModel:
+    def with_config(self, **changes: float | int) -> WorldModel:
         """The same weights under other settings (sampler_steps, context_noise)."""
         return WorldModel(dataclasses.replace(self.config, **changes), self.tokenizer, self.transformer)
 
@@ -198,7 +198,7 @@ class WorldModel:
         y, x = self._check_size(height, width)
         text, known = self._text(list(prompts))
         b, device = len(prompts), self.device
-        state = State([], torch.empty(0), text, known, self._world_ids([world] * b), tuple(seeds), 0, height, width)
+        state = State([], None, text, known, self._world_ids([world] * b), tuple(seeds), 0, height, width)
         conditions = self._step_conditions(state, None)
         if images is not None:
             latents = self.tokenizer.encode(to_unit(images[:, None], device))

@@ -1,0 +1,152 @@
+"""What is kept on disk: episodes, videos, weights; whole or not at all, and damage is named."""
+
+import numpy as np
+import pytest
+import torch
+
+from simulator.canvas import Canvas, image_to_video, text_to_video
+from simulator.checkpoint import as_config, load_weights, save_weights
+from simulator.clips import Episode, list_episodes, read_episode, write_episode
+from simulator.metrics import psnr, sharpness, ssim
+from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+from simulator.video import read_image, read_video, to_uint8, to_unit, write_image, write_video
+from simulator.world_model import WorldModel
+
+
+def episode(seed: int = 3, steps: int = 20, **changes) -> Episode:
+    rng = np.random.default_rng(seed)
+    values = {
+        "frames": rng.integers(0, 256, (steps + 1, 16, 24, 3), dtype=np.uint8),
+        "actions": rng.random((steps, 5), dtype=np.float32), "rewards": rng.random(steps, dtype=np.float32),
+        "terminated": rng.random(steps) < 0.1, "prompt": "a red ball", "seed": seed, "env_id": "orrery/Room-v0",
+        "captions": ["a red ball", "a red ball left of a mug"], "metadata": {"policy": "random"},
+        "K": np.eye(3, dtype=np.float32), "c2w": rng.random((steps + 1, 4, 4), dtype=np.float32),
+    }
+    return Episode(**{**values, **changes})
+
+
+def test_an_episode_comes_back_exactly(tmp_path):
+    written = episode()
+    read = read_episode(write_episode(tmp_path, written))
+    for name in ("frames", "actions", "rewards", "terminated", "K", "c2w"):
+        assert np.array_equal(getattr(read, name), getattr(written, name)), name
+    assert (read.prompt, read.seed, read.captions, read.metadata) == (
+        written.prompt, written.seed, written.captions, written.metadata)
+    assert read.states is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_episode_is_refused_by_name(tmp_path, share: float):
+    path = write_episode(tmp_path, episode())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=f"{path.name} is not a whole episode.*record that seed again"):
+        read_episode(path)
+
+
+def test_what_is_half_written_is_never_listed(tmp_path):
+    path = write_episode(tmp_path / "room", episode())
+    (path.parent / f".{path.name}.17.partial").write_bytes(b"half")
+    assert list_episodes(tmp_path) == [path]
+    assert not list(tmp_path.rglob(".*.partial"))[1:]
+
+
+def test_lengths_that_contradict_are_refused():
+    with pytest.raises(ValueError, match="actions has 5 entries, needs one fewer than its 21 frames"):
+        episode(actions=np.zeros((5, 5), np.float32), rewards=np.zeros(5, np.float32), terminated=np.zeros(5, bool))
+
+
+def test_an_empty_or_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no episode"):
+        list_episodes(tmp_path)
+    with pytest.raises(ValueError, match="is not a folder"):
+        list_episodes(tmp_path / "nowhere")
+
+
+def test_pixels_survive_the_way_to_floats_and_back():
+    frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
+    assert np.array_equal(to_uint8(to_unit(frames)), frames)
+
+
+def test_a_video_and_a_picture_come_back_from_disk(tmp_path):
+    row = np.linspace(0, 255, 32).astype(np.uint8)
+    ramp = np.broadcast_to(row[:, None], (32, 32, 3))
+    frames = np.stack([np.roll(ramp, k, axis=1) for k in range(6)])
+    read, fps = read_video(write_video(tmp_path / "a.mp4", frames, 10, scale=2))
+    assert read.shape == (6, 64, 64, 3) and fps == 10
+    assert np.abs(read[:, ::2, ::2].astype(int) - frames).mean() < 4
+    assert np.array_equal(read_image(write_image(tmp_path / "a.png", frames[0])), frames[0])
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    with pytest.raises(ValueError, match=r"bad\.mp4 does not decode"):
+        read_video(tmp_path / "bad.mp4")
+
+
+def test_weights_come_back_and_a_pickle_is_refused(tmp_path):
+    model, other = Tokenizer(PRESETS["tiny"]), Tokenizer(PRESETS["tiny"])
+    save_weights(tmp_path / "a.safetensors", model)
+    load_weights(tmp_path / "a.safetensors", other)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    torch.save(model.state_dict(), tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="not a safetensors file.*pickled checkpoints"):
+        load_weights(tmp_path / "b.safetensors", other)
+    with pytest.raises(ValueError, match=r"does not fit its config\.json"):
+        load_weights(tmp_path / "a.safetensors", Tokenizer(PRESETS["small"]))
+
+
+@pytest.mark.parametrize(("change", "words"), [({"extra": 1}, "unknown keys"), ({"channels": None}, "lacks the keys")])
+def test_a_config_of_another_version_is_refused(tmp_path, change: dict, words: str):
+    values = {**vars(PRESETS["tiny"]), **change}
+    values = {key: value for key, value in values.items() if value is not None}
+    with pytest.raises(ValueError, match=words):
+        as_config(TokenizerConfig, values, tmp_path / "config.json")
+
+
+def test_missing_and_broken_checkpoints_are_named(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        WorldModel.load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        WorldModel.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        WorldModel.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no 'tokenizer'"):
+        WorldModel.load(tmp_path)
+
+
+def test_impossible_canvases_are_refused():
+    pixels = np.zeros((4, 16, 16, 3), np.uint8)
+    for level, words in (([0, 0, 0, 0], "no unknown frame"), ([0, 0, 2, 0], r"must lie in \[0, 1\]"), ([], "no frame")):
+        with pytest.raises(ValueError, match=words):
+            Canvas("x", pixels[: len(level)], np.array(level, np.float32))
+    with pytest.raises(ValueError, match="needs 3 actions, got 2"):
+        text_to_video("x", 4, actions=np.zeros((2, 5), np.float32))
+    with pytest.raises(ValueError, match=r"1 \+ a multiple of 4, got 8; use 9"):
+        text_to_video("x", 8, time_factor=4)
+    assert image_to_video(pixels[0], "x", 4).held.tolist() == [True, False, False, False]
+
+
+def test_metrics_have_their_known_values_and_fall_with_damage():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(60, 200, (2, 32, 32, 3), dtype=np.uint8)
+    off = (truth + 16).astype(np.uint8)
+    assert np.allclose(psnr(off, truth), 20 * np.log10(255 / 16))
+    assert np.allclose(ssim(truth, truth), 1) and np.all(ssim(off, truth) < 1)
+    blurred = truth.copy()
+    blurred[:, 1:-1] = ((truth[:, :-2].astype(int) + truth[:, 1:-1] + truth[:, 2:]) // 3).astype(np.uint8)
+    assert np.all(sharpness(blurred, truth) < 0.9) and np.allclose(sharpness(truth, truth), 1)
+    half = np.zeros((2, 32, 32), bool)
+    half[:, :16] = True
+    part = truth.copy()
+    part[:, 16:] = 0
+    assert np.all(psnr(part, truth, half) == 100) and np.isnan(psnr(part, truth, half & False)).all()
+
+
+def test_ssim_agrees_with_scikit_image():
+    metrics = pytest.importorskip("skimage.metrics")
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
+    noisy = np.clip(truth + rng.normal(0, 30, truth.shape), 0, 255).astype(np.uint8)
+    _, full = metrics.structural_similarity(truth[0], noisy[0], gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                                            channel_axis=-1, data_range=255, full=True)
+    assert abs(ssim(noisy, truth)[0] - full[5:-5, 5:-5].mean()) < 1e-6

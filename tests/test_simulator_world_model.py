@@ -1,0 +1,200 @@
+"""The world model put together: training on recorded clips, whole canvases, rollouts as values. Small and real, no mocks."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recon3d.sweeps import orbit
+from simulator.canvas import image_to_video, text_to_video
+from simulator.clips import Episode, write_episode
+from simulator.fidelity import evaluate
+from simulator.generate import generate
+from simulator.latents import load_latents
+from simulator.metrics import psnr
+from simulator.train import draw_levels, train
+from simulator.train_tokenizer import load_tokenizer, train_tokenizer
+from simulator.video import read_image, read_video
+from simulator.world_model import WorldModel
+
+
+def moving_square(seed: int, steps: int = 20) -> Episode:
+    """A square that goes where the action says, before a camera that circles: a world that fits in a test."""
+    rng = np.random.default_rng(seed)
+    frames, actions, place = [], rng.uniform(-1, 1, (steps, 2)).astype(np.float32), np.array([14.0, 14.0])
+    colour, back = rng.integers(100, 256, 3), rng.integers(0, 90, 3)
+    for k in range(steps + 1):
+        frame = np.broadcast_to(back, (32, 32, 3)).astype(np.uint8).copy()
+        y, x = place.round().astype(int)
+        frame[y : y + 6, x : x + 6] = colour
+        frames.append(frame)
+        if k < steps:
+            place = np.clip(place + 3 * actions[k], 0, 26)
+    cameras = orbit(steps + 1, height=32, width=32)
+    return Episode(
+        np.stack(frames), actions, np.zeros(steps, np.float32), np.zeros(steps, bool), "a square", seed, "test/Square-v0",
+        ["a square", "a square that moves"], K=cameras.K[0].numpy(), c2w=cameras.c2w.numpy(),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with episodes, a trained tiny tokenizer and a trained tiny world model."""
+    folder = tmp_path_factory.mktemp("trained")
+    for seed in range(6):
+        write_episode(folder / "data", moving_square(seed))
+    for seed in (900_000_000, 900_000_001):
+        write_episode(folder / "held_out", moving_square(seed))
+    train_tokenizer(folder / "data", folder / "tokenizer", preset="tiny", steps=160, track=False)
+    train(folder / "data", folder / "tokenizer", folder / "world", preset="tiny", steps=12, track=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> WorldModel:
+    return WorldModel.load(trained / "world")
+
+
+def test_training_writes_a_whole_model_that_says_how_it_was_made(trained: Path, model: WorldModel):
+    made = json.loads((trained / "world" / "config.json").read_text())["made"]
+    assert made["steps"] == 12 and made["episodes"] == 6 and made["frames"] == 6 * 21
+    assert model.worlds == ("Square",) and model.action_size("Square") == 2 and (model.height, model.width) == (32, 32)
+    assert (trained / "world" / "preview.mp4").exists()
+    assert not list(trained.rglob("*.partial*"))
+
+
+def test_the_tokenizer_beats_each_frames_mean_colour(trained: Path):
+    frames = np.concatenate([moving_square(seed).frames for seed in range(3)])
+    flat = np.broadcast_to(frames.mean(axis=(1, 2), keepdims=True), frames.shape).astype(np.uint8)
+    lines = (trained / "tokenizer" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["psnr_db"] > psnr(flat, frames).mean() + 1
+
+
+def test_a_run_goes_on_where_it_stopped(trained: Path):
+    train(trained / "data", trained / "tokenizer", trained / "world2", preset="tiny", steps=4, track=False)
+    before = torch.load(trained / "world2" / "world_model.resume.pt", weights_only=True)
+    train(trained / "data", trained / "tokenizer", trained / "world2", preset="tiny", steps=6, track=False, resume=True)
+    after = torch.load(trained / "world2" / "world_model.resume.pt", weights_only=True)
+    assert (before["step"], after["step"]) == (4, 6) and after["seconds"] > before["seconds"]
+    assert any(not torch.equal(after["model"][name], value) for name, value in before["model"].items())
+    with pytest.raises(ValueError, match="--resume: .* is missing"):
+        train(trained / "data", trained / "tokenizer", trained / "nowhere", preset="tiny", resume=True, track=False)
+
+
+def test_held_out_seeds_are_not_trained_on(trained: Path):
+    with pytest.raises(ValueError, match="holds only held-out seeds"):
+        train_tokenizer(trained / "held_out", trained / "refused", preset="tiny", track=False)
+    assert not (trained / "refused").exists()
+
+
+def test_windows_carry_the_action_that_led_to_each_frame(trained: Path):
+    data = load_latents(trained / "data", load_tokenizer(trained / "tokenizer"), "test", 8)
+    episode = moving_square(2)
+    rows = slice(data.starts[2], data.starts[3])
+    assert np.array_equal(data.actions[rows][1:, :2].numpy(), episode.actions)
+    assert data.actions[rows][0].abs().sum() == 0 and data.actions[:, 2:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["rollout", "sweep", "picture"])
+def test_noise_levels_cover_what_sampling_meets(kind: str):
+    level = draw_levels(np.random.default_rng(0), 400, 9, kind)
+    assert level.min() >= 0 and level.max() == 1 and (level == 1).mean() > 0.03
+    if kind == "rollout":
+        past_clean = (level[:, :-1] < 0.12).all(axis=1)
+        assert past_clean.mean() > 0.05 and (level[past_clean, -1] > 0.5).any()
+    if kind == "sweep":
+        assert (level == level[:, :1]).all(axis=1).mean() > 0.25
+
+
+def test_a_seed_makes_the_same_video_and_another_seed_another(model: WorldModel):
+    canvas = text_to_video("a square", 9, world="Square", cameras=orbit(9, height=32, width=32), height=32, width=32)
+    first = model.generate(canvas, seed=5, steps=3)
+    assert first.shape == (9, 32, 32, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, model.generate(canvas, seed=5, steps=3))
+    assert not np.array_equal(first, model.generate(canvas, seed=6, steps=3))
+
+
+def test_prompt_actions_and_cameras_reach_the_picture(model: WorldModel):
+    def make(prompt="a square", turn=0.0, elevation=30.0):
+        cameras = orbit(5, height=32, width=32, elevation_deg=elevation)
+        actions = np.full((4, 2), turn, np.float32)
+        return model.generate(text_to_video(prompt, 5, world="Square", height=32, width=32, cameras=cameras,
+                                            actions=actions), seed=1, steps=2)
+
+    base = make()
+    for other in (make(prompt="a blue ball on a table"), make(turn=1.0), make(elevation=60.0)):
+        assert not np.array_equal(base, other)
+
+
+def test_a_held_picture_stays(model: WorldModel):
+    picture = moving_square(1).frames[0]
+    video = model.generate(image_to_video(picture, None, 5, world="Square"), seed=0, steps=2)
+    rebuilt = model.generate(image_to_video(picture, None, 2, world="Square"), seed=9, steps=1)
+    assert np.abs(video[0].astype(int) - rebuilt[0]).max() <= 1, "the first frame does not depend on what follows"
+
+
+def test_a_rollout_is_a_value_it_replays_forks_and_survives_pickling(model: WorldModel):
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, 1, 2)).astype(np.float32)
+    state, first, uncertainty = model.start(["a square"], "Square", [3])
+    assert first.shape == (1, 1, 32, 32, 3) and np.isfinite(uncertainty).all()
+    for action in actions[:3]:
+        state, *_ = model.step(state, action)
+    forks = [state, pickle.loads(pickle.dumps(state))]
+    ends = []
+    for fork in forks:
+        for action in actions[3:]:
+            fork, frames, reward, terminated, uncertainty = model.step(fork, action)
+        ends.append(frames)
+        assert reward.shape == terminated.shape == uncertainty.shape == (1,) and terminated.dtype == bool
+    assert np.array_equal(ends[0], ends[1])
+    _, other, *_ = model.step(state, -actions[3])
+    assert not np.array_equal(other, model.step(state, actions[3])[1])
+
+
+def test_a_row_dreams_the_same_alone_and_beside_others(model: WorldModel):
+    """To one grey level: matrix products of another batch size round differently."""
+    together, a, _ = model.start(["a square", "a square"], "Square", [1, 2])
+    alone, b, _ = model.start(["a square"], "Square", [2])
+    action = np.array([[0.5, -0.5], [0.1, 0.9]], np.float32)
+    for _ in range(3):
+        together, a, *_ = model.step(together, action)
+        alone, b, *_ = model.step(alone, action[1:])
+    assert np.abs(a[1].astype(int) - b[0]).max() <= 1
+
+
+def test_memory_of_a_rollout_stops_growing(model: WorldModel):
+    state, *_ = model.start(["a square"], "Square", [0])
+    sizes = []
+    for _ in range(3 * model.transformer.config.window):
+        state, *_ = model.step(state, np.zeros((1, 2), np.float32))
+        sizes.append(len(pickle.dumps(state)))
+    assert max(sizes[model.transformer.config.window :]) - min(sizes[model.transformer.config.window :]) < 64
+
+
+def test_fidelity_prints_its_table_and_refuses_what_was_trained_on(trained: Path, capsys):
+    assert evaluate(str(trained / "world"), trained / "held_out", out=trained / "rows.json", steps=2) == 0
+    assert "| Square (2) | 16 |" in capsys.readouterr().out
+    rows = json.loads((trained / "rows.json").read_text())
+    assert [row["step"] for row in rows] == [1, 4, 16] and all(0 < row["changed_share"] < 100 for row in rows)
+    with pytest.raises(ValueError, match="is not held out"):
+        evaluate(str(trained / "world"), trained / "data")
+
+
+def test_generate_writes_videos_and_pictures_and_names_bad_input(trained: Path, tmp_path):
+    checkpoint = str(trained / "world")
+    generate("a square", tmp_path / "a.mp4", frames=5, world="Square", steps=1, checkpoint=checkpoint)
+    generate("a square", tmp_path / "a.png", frames=1, world="Square", steps=1, checkpoint=checkpoint)
+    assert read_video(tmp_path / "a.mp4")[0].shape == (5, 32, 32, 3)
+    assert read_image(tmp_path / "a.png").shape == (32, 32, 3)
+    for words, changes in (
+        ("prompt is empty", {"prompt": "  "}), ("world must be one of Square", {"world": "Room"}),
+        ("height must be a positive multiple of 8, got 20", {"height": 20}), ("--sweep must be one of", {"sweep": "spin"}),
+        ("must end in .mp4", {"output": tmp_path / "b.txt"}), ("at least 1, got 0", {"frames": 0}),
+    ):
+        values = {"prompt": "a square", "output": tmp_path / "b.mp4", "frames": 5, "world": "Square", **changes}
+        with pytest.raises(ValueError, match=words):
+            generate(**values, checkpoint=checkpoint)
+    assert not (tmp_path / "b.mp4").exists()

@@ -2,9 +2,9 @@
 
 In the family of DVGO (Sun et al. 2022, arXiv:2111.11215: density activated after interpolation) and Plenoxels
 (Fridovich-Keil et al. 2022, arXiv:2112.05131), with two choices for a CPU. The density itself, baked into one
-small grid from time to time, says where to sample, so no proposal network is trained. What depends on the viewing
-direction is added once per ray from features that are composited like colours (deferred shading, Hedman et al.
-2021, arXiv:2103.14645), so no network runs per sample.
+small grid from time to time, says where to sample, so no proposal network is trained. What depends on the
+viewing direction is added once per ray from features that are composited like colours (deferred shading,
+Hedman et al. 2021, arXiv:2103.14645), so no network runs per sample.
 """
 
 from dataclasses import dataclass
@@ -84,12 +84,12 @@ class RadianceField(nn.Module):
         origins: Float[Tensor, "r 3"],
         directions: Float[Tensor, "r 3"],
         generator: torch.Generator | None = None,
-    ) -> dict[str, Float[Tensor, "r *c"]]:
+    ) -> dict[str, Float[Tensor, "..."]]:
         """Renders rays with unit directions.
 
         Returns:
-            rgb (r 3, in [0, 1]), opacity (r), distance (r, expected and median, along the ray), and the spread
-            of the weights (scalar; a loss).
+            rgb (r 3, in [0, 1]), opacity (r), distance along the ray (r; expected and median), disparity (r;
+            expected 1 / distance), and the spread of the weights (a scalar, for a loss).
         """
         c = self.config
         edges = self.edges(origins, directions, generator)
@@ -109,6 +109,7 @@ class RadianceField(nn.Module):
             "opacity": opacity,
             "expected": (weights * middles).sum(-1) / opacity.clamp(min=1e-6),
             "median": median_distance(weights, edges),
+            "disparity": (weights / middles).sum(-1) + (1 - opacity) / c.far,
             "spread": distortion(weights, 1 - 1 / (1 + edges)),
         }
 

@@ -1,9 +1,10 @@
-"""Frames and cameras -> radiance field, with nerfstudio: the only file that imports it and knows its conventions.
+"""Frames and cameras -> radiance field, with nerfstudio: the one file that knows its models and conventions.
 
-`orrery-nerf` is a nerfstudio method (entry point `nerfstudio.method_configs`) around `recon3d.field`, made for a
-CPU; `reconstruct` trains it on frames in memory. Inside nerfstudio's box lengths are scaled so that the mean
+`orrery-nerf` is a nerfstudio method (entry point `nerfstudio.method_configs`) around `recon3d.field`, made
+for a CPU; `reconstruct` trains it on frames in memory. Inside nerfstudio's box lengths are scaled so that the mean
 distance of the cameras from their focus point is 1, with that point at the origin: our own similarity
-(`recon3d.similarity`), whose inverse is kept. Axes need no change, since rays are handed over and not poses. nerfstudio's pose optimiser and
+(`recon3d.similarity`), whose inverse is kept. Axes need no change, since rays are handed over and
+not poses. nerfstudio's pose optimiser and
 appearance embeddings stay off, or they would absorb the inconsistency that a held-out view is to reveal.
 nerfstudio's `depth` is the distance along the ray; `View.depth` is camera z, converted here, once.
 """
@@ -24,7 +25,9 @@ from recon3d.mesh import Mesh, PointCloud, fuse, keep_inside
 from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download
 from recon3d.similarity import NothingReconstructed, Similarity, focus_similarity
 from recon3d.torchvision_operators import declare_missing_operators
+from recon3d.training_rays import TrainingRays, training_rays
 from recon3d.views import HeldOut, View, normals_from_depth, psnr, score_held_out, ssim
+from recon3d.volume import bend, even_colour
 
 declare_missing_operators()
 allow_checkpoint_scalars()
@@ -58,6 +61,9 @@ class OrreryNerfModelConfig(ModelConfig):
     coarse_steps: int = 200  # steps until the finest voxels take part
     bake_every: int = 16  # steps between refreshes of the density grid that guides sampling
     distortion_loss_mult: float = 0.01
+    bend_loss_mult: float = (
+        0.01  # flatness where colours are even; needs rays in triplets, as reconstruct draws
+    )
     seed: int = 0
     enable_collider: bool = False
     eval_num_rays_per_chunk: int = 8192
@@ -103,7 +109,11 @@ class OrreryNerfModel(Model):
         generator = self.generator() if self.training else None
         out = self.field(ray_bundle.origins, ray_bundle.directions, generator)
         outputs = {name: out[key][..., None] for name, key in _OUTPUTS.items()} | {"rgb": out["rgb"]}
-        return outputs | {"spread": out["spread"]} if self.training else outputs
+        if self.training:
+            outputs["spread"] = out["spread"]
+            if "collinear" in ray_bundle.metadata:
+                outputs["bend"] = bend(out["disparity"], ray_bundle.directions)
+        return outputs
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         error = (outputs["rgb"].detach() - batch["image"].to(self.device)).square().mean()
@@ -116,6 +126,9 @@ class OrreryNerfModel(Model):
         losses = {"rgb_loss": error}
         if self.training:
             losses["distortion_loss"] = self.config.distortion_loss_mult * outputs["spread"]
+            if "bend" in outputs:
+                flat = even_colour(batch["image"].to(self.device))
+                losses["bend_loss"] = self.config.bend_loss_mult * (flat * outputs["bend"]).mean()
         return losses
 
     def get_image_metrics_and_images(
@@ -214,26 +227,16 @@ orrery_nerf = MethodSpecification(
 )
 
 
-@dataclass(frozen=True)
-class Rays:
-    """Training rays in nerfstudio's box with their colours in [0, 1] and the index of their camera."""
-
-    origins: Float[Tensor, "r 3"]
-    directions: Float[Tensor, "r 3"]
-    colours: Float[Tensor, "r 3"]
-    cameras: Int[Tensor, " r"]
-
-
 def fit(
     config: TrainerConfig,
-    rays: Rays,
+    rays: TrainingRays,
     steps: int,
     rays_per_step: int,
     seed: int = 0,
     seconds: float | None = None,
     progress: bool = False,
 ) -> tuple[Model, int]:
-    """Trains any ray-based nerfstudio method on rays in memory, with its own losses, optimisers and callbacks.
+    """Trains any ray-based nerfstudio method on rays in memory with its own losses, optimisers, callbacks.
 
     Args:
         seconds: stop after this wall time, even if fewer steps were reached (for peers that are too slow).
@@ -248,22 +251,23 @@ def fit(
             seed
         )  # the networks of nerfstudio's models are initialised from torch's own generator
         box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
-        count = int(rays.cameras.max()) + 1
-        model = config.pipeline.model.setup(scene_box=box, num_train_data=count, metadata={}).to(device)
+        model = config.pipeline.model.setup(scene_box=box, num_train_data=rays.frames, metadata={}).to(device)
+        collinear = isinstance(model, OrreryNerfModel) and model.config.bend_loss_mult > 0
+        draw = rays.draw_triplets if collinear else rays.draw
         optimizers = Optimizers(dict(config.optimizers), model.get_param_groups())
         callbacks = model.get_training_callbacks(TrainingCallbackAttributes(None, None, None, None))
         model.train()
-        start, order, done = time.perf_counter(), torch.empty(0, dtype=torch.int64), 0
+        start, done = time.perf_counter(), 0
         for step in tqdm(range(steps), desc=config.method_name, disable=not progress):
             if seconds is not None and time.perf_counter() - start > seconds:
                 break
-            if len(order) < rays_per_step:
-                order = torch.cat([order, torch.randperm(len(rays.origins), generator=generator)])
-            batch, order = order[:rays_per_step].to(device), order[rays_per_step:]
+            batch = draw(rays_per_step, generator).to(device)
             for callback in callbacks:
                 callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
             truth = {"image": rays.colours[batch]}
-            outputs = model(_bundle(rays.origins[batch], rays.directions[batch], rays.cameras[batch]))
+            outputs = model(
+                _bundle(rays.origins[batch], rays.directions[batch], rays.frame[batch], collinear)
+            )
             losses = model.get_loss_dict(outputs, truth, model.get_metrics_dict(outputs, truth))
             optimizers.zero_grad_all()
             sum(losses.values()).backward()
@@ -302,20 +306,24 @@ class Reconstruction:
         """Colour, depth, normals and opacity as any cameras see them."""
         return render(self.model, self.similarity, cameras)
 
-    def mesh(self, voxel_m: float | None = None, upscale: int = 2) -> Mesh:
-        """Surface of the box that the cameras look at, fused from the depth at the training cameras.
+    def mesh(self, voxel_m: float | None = None, upscale: int = 2, views: int = 20) -> Mesh:
+        """Surface of the box that the cameras look at, fused from depth rendered at training cameras.
 
         Args:
             voxel_m: size of the fusion's voxels; default half a pixel's footprint at the focus.
             upscale: how many times larger than the frames the depth is rendered.
+            views: from how many of the cameras, evenly chosen.
         """
-        cameras = self.cameras.resized(self.cameras.height * upscale, self.cameras.width * upscale)
+        chosen = torch.linspace(0, len(self.cameras) - 1, min(views, len(self.cameras))).round().long()
+        cameras = self.cameras[chosen.to(self.cameras.K.device)]
+        cameras = cameras.resized(cameras.height * upscale, cameras.width * upscale)
         view = self.render(cameras)
         footprint = 1 / (self.similarity.scale * self.cameras.K[0, 1, 1].item())
         depth = torch.where(view.opacity > 0.5, view.depth, torch.zeros_like(view.depth))
-        half = PRESETS["cpu"].field.inner / self.similarity.scale
-        depth = keep_inside(cameras, depth, self.similarity.centre, half)
-        return fuse(view.rgb, depth, cameras, voxel_m=voxel_m or footprint / 2)
+        depth = keep_inside(
+            cameras, depth, self.similarity.centre, FieldConfig().inner / self.similarity.scale
+        )
+        return fuse(view.rgb, depth, cameras, voxel_m or footprint / 2)
 
     def point_cloud(self) -> PointCloud:
         """The surface seen by each pixel of the training cameras, with colours and normals."""
@@ -359,7 +367,7 @@ def reconstruct(
     found, floor = result.held_out.psnr.mean().item(), result.held_out.mean_image_psnr.mean().item()
     if not found > floor:
         raise NothingReconstructed(
-            f"held-out views are predicted at {found:.1f} dB, no better than by the mean image ({floor:.1f} dB): "
+            f"held-out views are predicted at {found:.1f} dB, by the mean image alone at {floor:.1f} dB: "
             "the frames do not show one still scene from these cameras"
         )
     return result
@@ -376,7 +384,7 @@ def train_and_score(
     progress: bool = False,
     seconds: float | None = None,
 ) -> Reconstruction:
-    """Any nerfstudio method on posed frames under the protocol of `reconstruct`; `seconds` bounds slow peers."""
+    """Any nerfstudio method under the protocol of `reconstruct`; `seconds` bounds slow peers."""
     held_out = held_out_views(frames, cameras, held_out_every)
     known = cameras[~held_out]
     similarity = focus_similarity(known)
@@ -403,17 +411,9 @@ def held_out_views(frames: UInt8[Tensor, "n h w 3"], cameras: Cameras, every: in
     return torch.arange(len(cameras), device=cameras.K.device) % every == every - 1
 
 
-def training_rays(frames: UInt8[Tensor, "n h w 3"], cameras: Cameras, similarity: Similarity) -> Rays:
-    """All pixels of all frames as rays in nerfstudio's box."""
-    origins, directions = similarity.rays(cameras)
-    index = torch.arange(len(cameras), device=origins.device)[:, None, None].expand(origins.shape[:3])
-    flat = [rearrange(x, "n h w c -> (n h w) c") for x in (origins, directions, frames.float() / 255)]
-    return Rays(*flat, index.flatten())
-
-
 @torch.no_grad()
 def render(model: Model, similarity: Similarity, cameras: Cameras) -> View:
-    """What cameras see of any trained nerfstudio model; its distance along the ray becomes camera z in metres."""
+    """What cameras see of a trained nerfstudio model; distance along the ray becomes camera z, metres."""
     origins, directions = similarity.rays(cameras)
     flat_origins, flat_directions = origins.reshape(-1, 3), directions.reshape(-1, 3)
     parts: dict[str, list[Tensor]] = {"rgb": [], "depth": [], "accumulation": []}
@@ -431,7 +431,10 @@ def render(model: Model, similarity: Similarity, cameras: Cameras) -> View:
 
 
 def _bundle(
-    origins: Float[Tensor, "r 3"], directions: Float[Tensor, "r 3"], camera: Int[Tensor, " r"]
+    origins: Float[Tensor, "r 3"],
+    directions: Float[Tensor, "r 3"],
+    camera: Int[Tensor, " r"],
+    collinear: bool = False,
 ) -> RayBundle:
     ones = torch.ones_like(origins[:, :1])
     return RayBundle(
@@ -439,7 +442,7 @@ def _bundle(
         directions=directions,
         pixel_area=ones * 1e-6,
         camera_indices=camera[:, None],
-        metadata={"directions_norm": ones},
+        metadata={"directions_norm": ones} | ({"collinear": ones} if collinear else {}),
     )
 
 

@@ -1,16 +1,19 @@
-"""What nerfstudio 1.1.5 needs on a CPU today, besides `torchvision_operators`; each part goes when upstream does.
+"""What nerfstudio 1.1.5 needs on a CPU besides `torchvision_operators`, and its command line after that.
 
 - nerfstudio resumes with `torch.load(path)`, whose default since torch 2.6 refuses the NumPy scalars that its
   learning-rate schedulers store (nerfstudio issue 3683). Allowing exactly these types keeps the loader safe.
-- nerfacto builds LPIPS, and so downloads AlexNet, when it is constructed, though only its image metrics use it.
+- nerfacto builds LPIPS, and so downloads AlexNet, when constructed, though only its image metrics use it.
 """
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Iterator
 
 import numpy
 import torch
+
+from recon3d.torchvision_operators import declare_missing_operators
 
 
 def allow_checkpoint_scalars() -> None:
@@ -31,7 +34,7 @@ class NoPerceptualMetric(torch.nn.Module):
 
 @contextlib.contextmanager
 def no_perceptual_download() -> Iterator[None]:
-    """Inside, torchmetrics' LPIPS is a metric that is NaN, so that nerfacto can be built without the network."""
+    """Inside, torchmetrics' LPIPS is a metric that is NaN, so that nerfacto is built without a download."""
     lpip = importlib.import_module("torchmetrics.image.lpip")
     original = lpip.LearnedPerceptualImagePatchSimilarity
     lpip.LearnedPerceptualImagePatchSimilarity = NoPerceptualMetric
@@ -39,3 +42,27 @@ def no_perceptual_download() -> Iterator[None]:
         yield
     finally:
         lpip.LearnedPerceptualImagePatchSimilarity = original
+
+
+COMMANDS = {"train": "train", "viewer": "viewer.run_viewer", "export": "exporter", "eval": "eval"}
+
+
+def run(words: list[str]) -> int:
+    """nerfstudio's own command line after the shims: `train|viewer|export|eval ARGS...`.
+
+    Raises:
+        ValueError: it is none of these commands.
+    """
+    if not words or words[0] not in COMMANDS:
+        found = words[0] if words else "nothing"
+        raise ValueError(f"orrery ns runs {', '.join(COMMANDS)}, got {found}; add --help for its options")
+    declare_missing_operators()
+    allow_checkpoint_scalars()
+    with no_perceptual_download():
+        script = importlib.import_module(f"nerfstudio.scripts.{COMMANDS[words[0]]}")
+        arguments, sys.argv = sys.argv, [f"ns-{words[0]}", *words[1:]]
+        try:
+            script.entrypoint()
+        finally:
+            sys.argv = arguments
+    return 0

@@ -29,7 +29,7 @@ class View:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Agreement on views that training never saw, one value a view, beside two baselines that anyone can reach.
+    """Agreement on views that training never saw, one value a view, beside two baselines.
 
     Attributes:
         views: indices into the frames that were given.
@@ -71,7 +71,7 @@ def score_held_out(
 
 
 def nearest_views(cameras: Cameras, among: Cameras) -> Int[Tensor, " n"]:
-    """For each camera the index of the nearest one among others: by optical centre, then by viewing direction."""
+    """Index of the nearest of other cameras for each: by optical centre, then by viewing direction."""
     distance = torch.cdist(cameras.centres, among.centres)
     scale = distance.max().clamp(min=1e-6)
     agreement = cameras.c2w[:, :3, 2] @ among.c2w[:, :3, 2].T

@@ -11,7 +11,7 @@ from torch import Tensor
 def spread(
     unit: Float[Tensor, "*b"], near: float, middle: float, far: float, share: float = 0.75
 ) -> Float[Tensor, "*b"]:
-    """Distances from unit positions: `share` of them even from near to middle, the rest even in 1 / distance."""
+    """Distances from unit positions: `share` even from near to middle, the rest even in 1 / distance."""
     even = near + unit / share * (middle - near)
     rest = ((unit - share) / (1 - share)).clamp(0, 1)
     return torch.where(unit < share, even, 1 / ((1 - rest) / middle + rest / far))
@@ -20,7 +20,7 @@ def spread(
 def stratified(
     rays: int, intervals: int, generator: torch.Generator | None, device: torch.device
 ) -> Float[Tensor, "rays edges"]:
-    """Unit positions of interval borders, all shifted together by a random part of an interval where asked."""
+    """Unit positions of interval borders, all of a ray shifted by the same part of an interval at random."""
     edges = torch.linspace(0, 1, intervals + 1, device=device).expand(rays, -1)
     if generator is None:
         return edges
@@ -57,7 +57,7 @@ def weights_of(density: Float[Tensor, "r n"], edges: Float[Tensor, "r edges"]) -
 
 
 def median_distance(weights: Float[Tensor, "r n"], edges: Float[Tensor, "r edges"]) -> Float[Tensor, " r"]:
-    """Distance at which half of the stopped light has stopped, linear inside its interval; far where none has."""
+    """Distance at which half of the stopped light has stopped, linear inside its interval."""
     cumulative = torch.cumsum(weights, -1)
     half = cumulative[:, -1:] / 2
     index = torch.searchsorted(cumulative.contiguous(), half.contiguous()).clamp(max=weights.shape[1] - 1)
@@ -78,3 +78,19 @@ def distortion(weights: Float[Tensor, "r n"], edges: Float[Tensor, "r edges"]) -
     between = 2 * (weights * (middle * before - moment)).sum(-1)
     within = (weights.square() * (edges[:, 1:] - edges[:, :-1])).sum(-1) / 3
     return (between + within).mean()
+
+
+def bend(disparity: Float[Tensor, " r"], directions: Float[Tensor, "r 3"]) -> Float[Tensor, " r/3"]:
+    """How far surfaces are from flat along triplets of rays through evenly spaced pixels of a line.
+
+    On a plane 1 / distance is linear in the direction, so it is zero there, whatever the slope.
+    """
+    first, middle, last = disparity.view(-1, 3).unbind(1)
+    one, _, three = directions.view(-1, 3, 3).unbind(1)
+    return ((first + last) / (one + three).norm(dim=-1) - middle).abs()
+
+
+def even_colour(colours: Float[Tensor, "r 3"], sharpness: float = 10.0) -> Float[Tensor, " r/3"]:
+    """Near 1 for triplets of one colour, near 0 across edges (Godard et al. 2017, eq. 3)."""
+    change = (colours.view(-1, 3, 3) - colours.view(-1, 3, 3)[:, 1:2]).abs().mean(-1).amax(1)
+    return torch.exp(-sharpness * change)

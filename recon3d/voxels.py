@@ -1,9 +1,9 @@
 """A pyramid of dense voxel grids with trilinear look-up, made for a CPU.
 
-The value at a point is the sum over levels of coarse and fine grids (as in the levels of Instant NGP, Mueller et
-al. 2022, arXiv:2201.05989, but dense: no hash). Coarse levels carry what no ray has seen closely, fine ones add
-detail. Look-ups run channel-last through `embedding_bag` and their backward pass through `index_add_`, several
-times faster on a CPU than `grid_sample`, which gathers channel by channel.
+The value at a point is the sum over coarse and fine grids (as the levels of Instant NGP, Mueller et al. 2022,
+arXiv:2201.05989, but dense: no hash). Coarse levels carry what no ray has seen closely, fine ones add detail.
+Look-ups run channel-last through `embedding_bag` and their backward pass through `index_add_`, several times
+faster on a CPU than `grid_sample`, which gathers channel by channel.
 """
 
 import itertools
@@ -19,13 +19,13 @@ class _WeightedRows(torch.autograd.Function):
     """Sum over corners of weight * row of a table; no gradient for the weights."""
 
     @staticmethod
-    def forward(ctx, table, indices, weights):  # noqa: ANN001 (signature set by torch)
+    def forward(ctx, table, indices, weights):
         ctx.save_for_backward(indices, weights)
         ctx.rows = table.shape[0]
         return nn.functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ANN001
+    def backward(ctx, grad):
         indices, weights = ctx.saved_tensors
         flat = indices.flatten()
         total = grad.new_zeros(grad.shape[1], ctx.rows)
@@ -37,7 +37,7 @@ class _WeightedRows(torch.autograd.Function):
 def corners(
     points: Float[Tensor, "p 3"], resolution: tuple[int, int, int]
 ) -> tuple[Int[Tensor, "p 8"], Float[Tensor, "p 8"]]:
-    """Rows and weights of the eight voxel corners around points in [-1, 1]^3 (points outside count as on the wall)."""
+    """Rows and weights of the eight corners around points in [-1, 1]^3 (outside counts as on the wall)."""
     size = torch.tensor(resolution, dtype=points.dtype, device=points.device)
     position = ((points + 1) * 0.5 * (size - 1)).clamp(min=0)
     position = torch.minimum(position, size - 1.0001)
@@ -86,10 +86,10 @@ class VoxelPyramid(nn.Module):
 
 
 def contract(points: Float[Tensor, "*b 3"], inner: float, share: float) -> Float[Tensor, "*b 3"]:
-    """All of space into [-1, 1]^3, axis by axis: [-inner, inner] linearly into [-share, share], the rest by 1/x.
+    """All of space into [-1, 1]^3, per axis: [-inner, inner] linearly to [-share, share], the rest by 1/x.
 
-    Mip-NeRF 360's contraction (Barron et al. 2022, arXiv:2111.12077, eq. 10) taken per axis, with the share of
-    the grid that the inner box gets left free, so that most voxels lie where the cameras look.
+    Mip-NeRF 360's contraction (Barron et al. 2022, arXiv:2111.12077, eq. 10) per axis, with the share of the
+    grid that the inner box gets left free, so that most voxels lie where the cameras look.
     """
     x = points / inner
     size = x.abs().clamp(min=1.0)

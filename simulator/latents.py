@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from recon3d.cameras import Cameras, rigid_inverse
 from simulator.clips import Episode, open_episode, read_episode, training_episodes
+from simulator.optim import fast_precision
 from simulator.text import embed
 from simulator.tokenizer import Tokenizer
 from simulator.video import to_unit
@@ -37,7 +38,7 @@ def encode_episode(path: Path, tokenizer: Tokenizer, version: str) -> Float[np.n
     frames = np.asarray(group["frames"][...])
     store.close()
     device = next(tokenizer.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), fast_precision(device):
         latents = tokenizer.encode(to_unit(frames[None], device))[0].half().cpu().numpy()
     cached.parent.mkdir(exist_ok=True)
     partial = cached.with_suffix(".partial.npy")

@@ -19,6 +19,8 @@ def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> 
     exceptions = getattr(model, "not_for_muon", frozenset())
     matrices, others = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         hidden_matrix = parameter.ndim == 2 and min(parameter.shape) > 8 and name not in exceptions
         (matrices if hidden_matrix else others).append(parameter)
     return [

@@ -56,6 +56,7 @@ class WorldTraining:
     sweep_share: float = 0.2  # of the batches
     picture_share: float = 0.15  # of the batches
     world_weights: tuple[float, ...] = ()  # how often each world is drawn, by name's order; empty: by its episodes
+    sweep_weights: tuple[float, ...] = ()  # the same for sweeps; empty: as world_weights
     drop_text: float = 0.1
     drop_actions: float = 0.1
     save_minutes: float = 5.0
@@ -105,9 +106,11 @@ def choose_episodes(
 ) -> np.ndarray:
     """Random episodes of enough frames, worlds first (by weight), then one of the world's; sweeps need moving cameras."""
     by_world = [data.of_world(name, frames) for name in data.worlds]
-    weights = np.array(training.world_weights or [len(found) for found in by_world], float)
+    asked = (training.sweep_weights if with_cameras else ()) or training.world_weights
+    weights = np.array(asked or [len(found) for found in by_world], float)
     if len(weights) != len(by_world):
-        raise ValueError(f"world_weights has {len(weights)} entries, the data has the worlds {', '.join(data.worlds)}")
+        raise ValueError(f"--world-weights and --sweep-weights need one entry a world, got {len(weights)} "
+                         f"for {', '.join(data.worlds)}")
     if with_cameras:
         weights = weights * np.array([len(found) and moving_cameras(data, int(found[0])) for found in by_world])
     if not weights.sum():
@@ -217,6 +220,7 @@ def train(
     minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")] = None,
     world_weights: Annotated[tuple[float, ...], tyro.conf.arg(help="how often to draw each world, by name's order")] = (),
+    sweep_weights: Annotated[tuple[float, ...], tyro.conf.arg(help="the same for camera sweeps")] = (),
     seed: int = 0,
     resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
     compile: Annotated[bool, tyro.conf.arg(help="torch.compile: faster after minutes, needs a C++ compiler")] = False,
@@ -227,7 +231,7 @@ def train(
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
-    training = replace(TRAININGS[preset], world_weights=world_weights, **changes)
+    training = replace(TRAININGS[preset], world_weights=world_weights, sweep_weights=sweep_weights, **changes)
     torch.manual_seed(seed)
     where = torch.device(device)
     encoder = load_tokenizer(tokenizer, where)

@@ -131,6 +131,9 @@ def train_tokenizer(
     steps: Annotated[int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")] = None,
     seed: int = 0,
     resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
+    finish_decoder: Annotated[
+        Path | None, tyro.conf.arg(help="start from this tokenizer and train its decoder alone: its latents stay as they are")
+    ] = None,
     compile: Annotated[bool, tyro.conf.arg(help="torch.compile: faster after a minute, needs a C++ compiler")] = False,
     track: Annotated[bool, tyro.conf.arg(help="log to MLflow")] = True,
     device: str = "cpu",
@@ -143,6 +146,9 @@ def train_tokenizer(
     torch.manual_seed(seed)
     rng, where = np.random.default_rng(seed), torch.device(device)
     model = Tokenizer(PRESETS[preset]).to(where)
+    if finish_decoder is not None:
+        model = load_tokenizer(finish_decoder, where).train().requires_grad_(True)
+        model.encoder.requires_grad_(False)
     frames = load_frames(data, training.memory_frames, CLIP_STEPS * model.config.time_factor, rng)
     model.check_size(*frames.pixels.shape[1:3])
     ema = copy.deepcopy(model).requires_grad_(False)
@@ -202,7 +208,8 @@ def checkpoint(model, ema, optimizers, frames, training, clock, out, run) -> Non
     """Measure on a fixed draw of clips, write weights, a picture (truth above, reconstruction below) and resume state."""
     where = next(model.parameters()).device
     rng = np.random.default_rng(1)
-    measure_latents(ema, frames, rng, where)
+    if next(model.encoder.parameters()).requires_grad:  # else the latents stay what they were
+        measure_latents(ema, frames, rng, where)
     clips = frames.clips(rng, 32, 1 + (CLIP_STEPS - 1) * model.config.time_factor)
     with torch.no_grad(), fast_precision(where):
         output = to_uint8(ema.decode(ema.encode(to_unit(clips, where))))

@@ -6,6 +6,7 @@ reference world (MuJoCo, exact), and the report shows both and their ratio. Pict
 always labelled so.
 """
 
+import math
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ import gymnasium
 import matplotlib
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float32, UInt8
 from tqdm import tqdm
 
@@ -30,17 +32,18 @@ from probes.consistency import consistency
 from probes.free_fall import combine_falls, free_fall
 from probes.measurement import Measurement
 from probes.report import Media, write_report
-from probes.subjects import HELD_OUT_SEED, ReferenceSubject
+from probes.subjects import HELD_OUT_SEED, ReferenceSubject, lab_cameras
 from recon3d import assets, mesh, nerf, sweeps
-from recon3d.cameras import Cameras, concatenate
+from recon3d.cameras import Cameras
 from recon3d.views import HeldOut
 from simulator.canvas import text_to_video
-from simulator.video import write_image, write_video
+from simulator.video import upscaled, write_image, write_video
 from simulator.world_model import WorldModel
 
 VIEWS = 40
 FALL_STEPS = 16
 PICTURE_SCALE = 4
+FPS = 10.0
 SHOWN_VIEWS = (0, 10, 20, 30)
 
 ABOUT = (
@@ -66,12 +69,12 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What became of a sweep: its numbers, and the reconstruction where there is one."""
+    """What became of a sweep."""
 
     video: Frames
     cameras: Cameras
     measurements: list[Measurement]
-    reconstruction: nerf.Reconstruction | None
+    reconstruction: nerf.Reconstruction
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,9 @@ def demo(
     for name, value in (("--steps", steps), ("--drops", drops)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    _say(1, f"loading the world model {checkpoint}")
-    model = WorldModel.load(checkpoint)
     with _workshop(out) as folder:
+        _say(1, f"loading the world model {checkpoint}")
+        model = WorldModel.load(checkpoint)
         results = make(model, prompt, seed, steps, drops, preset)
         media = _move_into(out, show(folder, results))
     report = write_report(
@@ -210,8 +213,10 @@ def sweep(model: WorldModel, prompt: str | None, seed: int) -> tuple[str, Camera
 
 
 def rebuild(video: Frames, cameras: Cameras, preset: Preset, seed: int) -> Rebuilt:
-    """Held-out consistency of a sweep, and the reconstruction that it rests on: also a poor one, which
-    `recon3d.nerf.reconstruct` would refuse, since here its numbers stand beside it."""
+    """Held-out consistency of a sweep, and a reconstruction: also a poor one, which
+    `recon3d.nerf.reconstruct` would refuse, since here its numbers, or why there are none, stand beside
+    it.
+    """
     chosen = nerf.PRESETS[preset]
     kept: list[nerf.Reconstruction] = []
 
@@ -224,7 +229,10 @@ def rebuild(video: Frames, cameras: Cameras, preset: Preset, seed: int) -> Rebui
         )
         return kept[0].held_out
 
-    return Rebuilt(video, cameras, consistency(video, cameras, reconstruct), kept[0] if kept else None)
+    measurements = consistency(video, cameras, reconstruct)
+    if not kept:
+        reconstruct(torch.from_numpy(video), cameras)
+    return Rebuilt(video, cameras, measurements, kept[0])
 
 
 def drop(model: WorldModel, seed: int, count: int) -> Falls:
@@ -243,7 +251,7 @@ def drop(model: WorldModel, seed: int, count: int) -> Falls:
             real.append(env.step(still)[0])
             state, frames, *_ = model.step(state, still[None])
             dreamt.extend(frames[0])
-        cameras = concatenate([env.unwrapped.cameras()] * len(real))
+        cameras = lab_cameras(len(real), *first.shape[:2])
         truths.append(np.stack(real))
         dreams.append(np.stack(dreamt))
         fps = 1 / model.time_step_s
@@ -272,11 +280,9 @@ def show(folder: Path, results: Results) -> list[Media]:
         media += _asset(folder, who, suffix, rebuilt, section)
     section = "Things that fall"
     for who, suffix, videos in _both(falls.dream, falls.reference):
-        row = np.concatenate(videos, axis=2)
-        caption = f"{who}: {len(videos)} drops" + (
-            ", each from the reference's first picture" * (who == "dream")
-        )
-        media.append(_video(folder / f"fall{suffix}.mp4", row, caption, section))
+        start = ", each from the reference's first picture" if who == "dream" else ""
+        caption = f"{who}: {len(videos)} drops{start}"
+        media.append(_video(folder / f"fall{suffix}.mp4", _tiled(np.stack(videos)), caption, section))
     return media
 
 
@@ -286,35 +292,35 @@ def _both(dream: Any, reference: Any) -> list[tuple[str, str, Any]]:
 
 
 def _asset(folder: Path, who: str, suffix: str, rebuilt: Rebuilt, section: str) -> list[Media]:
-    """The sweep's depth maps, its mesh as a file, and pictures of it; nothing where nothing was
-    reconstructed.
-    """
-    if rebuilt.reconstruction is None:
-        return []
+    """The sweep's depth maps, pictures of its mesh, and the mesh as a file unless it is empty."""
     shown = rebuilt.cameras[list(SHOWN_VIEWS)]
     depth = rebuilt.reconstruction.render(shown).depth.numpy()
     surface = mesh.cleaned(rebuilt.reconstruction.mesh())
-    pictures = mesh.picture(surface, shown.resized(4 * shown.height, 4 * shown.width)).numpy()
+    large = shown.resized(PICTURE_SCALE * shown.height, PICTURE_SCALE * shown.width)
     views = ", ".join(f"{360 * k // VIEWS}°" for k in SHOWN_VIEWS)
-    return [
-        Media(
-            write_image(
-                folder / f"depth{suffix}.png", np.concatenate(_coloured(depth), axis=1), scale=PICTURE_SCALE
-            ),
-            f"{who}: depth at {views}, {depth.min():.2f} m (bright) to {depth.max():.2f} m (dark)",
-            section,
+    pictures = {
+        "depth": (
+            np.stack([upscaled(view[None], PICTURE_SCALE)[0] for view in _coloured(depth)]),
+            f"{who}: depth at {views}, {depth.min():.1f} m (bright) to {depth.max():.1f} m (dark)",
         ),
-        Media(
-            write_image(folder / f"mesh{suffix}.png", np.concatenate(pictures, axis=1)),
-            f"{who}: the mesh at {views}",
-            section,
-        ),
-        Media(
-            assets.write(surface, folder / f"asset{suffix}.glb"),
-            f"{who}: the mesh, {len(surface.faces):,} triangles",
-            section,
-        ),
+        "mesh": (mesh.picture(surface, large).numpy(), f"{who}: the mesh at {views}"),
+    }
+    media = [
+        Media(write_image(folder / f"{name}{suffix}.png", _tiled(tiles)), caption, section)
+        for name, (tiles, caption) in pictures.items()
     ]
+    if len(surface.faces):
+        asset = assets.write(surface, folder / f"asset{suffix}.glb")
+        media.append(Media(asset, f"{who}: the mesh, {len(surface.faces):,} triangles", section))
+    return media
+
+
+def _tiled(pictures: UInt8[np.ndarray, "n *t h w 3"]) -> UInt8[np.ndarray, "*t h2 w2 3"]:
+    """Pictures or videos of one size in rows and columns, as square as may be, the last ones black."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    missing = -len(pictures) % columns
+    filled = np.concatenate([pictures, np.zeros((missing, *pictures.shape[1:]), np.uint8)])
+    return rearrange(filled, "(a b) ... h w c -> ... (a h) (b w) c", b=columns)
 
 
 def _coloured(depth: Float32[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3"]:
@@ -325,7 +331,7 @@ def _coloured(depth: Float32[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w 3
 
 
 def _video(path: Path, frames: Frames, caption: str, section: str) -> Media:
-    return Media(write_video(path, frames, 10.0, scale=PICTURE_SCALE), caption, section)
+    return Media(write_video(path, frames, FPS, scale=PICTURE_SCALE), caption, section)
 
 
 def _say(stage: int, text: str) -> None:

@@ -170,6 +170,13 @@ def _number(measurement: Measurement | None) -> str:
     )
 
 
+def _evidence(measurement: Measurement, who: str) -> str:
+    """What the number rests on, whose it is where there are two, and what the probe says about it."""
+    text = f"{measurement.support:,} {html.escape(measurement.support_unit)}"
+    why = f": {html.escape(measurement.reason)}" if measurement.reason else ""
+    return f'{html.escape(who)} <span class="quiet">{text}{why}</span>'
+
+
 def _wish(measurement: Measurement) -> str:
     """Which way is better, in words."""
     if measurement.better == "target":
@@ -189,11 +196,8 @@ def _table(measurements: Sequence[Measurement], reference: Sequence[Measurement]
         if reference:
             share = ratio(subject, other) if subject else math.nan
             cells += [_number(other), "–" if math.isnan(share) else f"{share:.2f}"]
-        both = [part for part in (subject, other) if part is not None]
-        evidence = [f"{part.support:,} {part.support_unit}" for part in both]
-        reasons = dict.fromkeys(part.reason for part in both if part.reason)
-        why = "".join(f'<br><span class="quiet">{html.escape(reason)}</span>' for reason in reasons)
-        cells.append(" / ".join(dict.fromkeys(evidence)) + why)
+        both = [(who, part) for who, part in ((subject_name, subject), ("reference", other)) if part]
+        cells.append("<br>".join(_evidence(part, who if reference else "") for who, part in both))
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     titles = "".join(f"<th>{title}</th>" for title in head)
     body = "".join(rows) or f'<tr><td colspan="{len(head)}">no measurement was asked for</td></tr>'

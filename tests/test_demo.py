@@ -1,0 +1,89 @@
+"""The demo and the bench on the shipped weights: what they leave behind, and what they refuse."""
+
+import json
+import math
+import socket
+
+import mlflow
+import pytest
+import trimesh
+
+from probes.bench import bench
+from probes.demo import demo
+
+BESIDE_EACH_OTHER = ("rollout", "sweep", "fall")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(self, address):
+        raise AssertionError(f"the network was called: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_the_demo_leaves_a_whole_report_and_never_calls_the_network(tmp_path, monkeypatch, no_network):
+    store = f"sqlite:///{tmp_path / 'runs.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "demo"
+    assert demo(out, preset="tiny", steps=4, drops=1) == 0
+    for name in BESIDE_EACH_OTHER:
+        assert (out / f"{name}.mp4").stat().st_size > 1000
+        assert (out / f"{name}-reference.mp4").stat().st_size > 1000
+    assert not [path for path in out.iterdir() if path.name.startswith(".")], "something half-made was left"
+    assert len(trimesh.load(out / "asset.glb", force="mesh").faces) > 100
+    body = json.loads((out / "measurements.json").read_text())
+    names = [m["name"] for m in body["measurements"]]
+    own = [name for name in names if not name.startswith("reference/")]
+    assert "sweep_psnr" in own and "free_fall_acceleration" in own
+    assert sorted(f"reference/{name}" for name in own) == sorted(set(names) - set(own))
+    page = (out / "report.html").read_text()
+    assert page.count("data:video/mp4") >= 7 and "reference: camera sweep" in page and "http" not in page
+    mlflow.set_tracking_uri(store)
+    runs = mlflow.search_runs(experiment_names=["demo"], output_format="list")
+    assert len(runs) == 1 and any(name.startswith("reference/") for name in runs[0].data.metrics)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"checkpoint": "nowhere"}, "nowhere"),
+        ({"steps": 0}, "--steps"),
+        ({"prompt": "justice and mercy", "steps": 1}, "prompt"),
+    ],
+)
+def test_a_demo_that_cannot_be_made_leaves_nothing(tmp_path, wrong, says):
+    out = tmp_path / "demo"
+    with pytest.raises(ValueError, match=says):
+        demo(out, track=False, **wrong)
+    assert not out.exists()
+
+
+def test_the_demo_does_not_write_over_a_file(tmp_path):
+    (tmp_path / "demo").write_text("mine")
+    with pytest.raises(ValueError, match="must be a folder"):
+        demo(tmp_path / "demo", track=False)
+    assert (tmp_path / "demo").read_text() == "mine"
+
+
+def test_the_bench_says_what_its_numbers_rest_on(tmp_path, capsys):
+    assert bench(what="dream", steps=1, turns=2, batch=2, out=tmp_path / "bench.json") == 0
+    body = json.loads((tmp_path / "bench.json").read_text())
+    assert [timing["threads"] for timing in body["timings"]] == [1, 2, 1]
+    for timing in body["timings"]:
+        assert 0 < timing["slowest"] <= timing["rate"] <= timing["fastest"] and timing["cpu_ms"] > 0
+        assert timing["multiply_adds"] > 1
+    assert "load" in capsys.readouterr().out
+
+
+def test_reference_worlds_are_timed_without_weights(tmp_path):
+    assert bench(what="worlds", checkpoint="nowhere", steps=1, turns=1, out=tmp_path / "b.json") == 0
+    timings = json.loads((tmp_path / "b.json").read_text())["timings"]
+    assert len(timings) == 3 and all(timing["multiply_adds"] is None for timing in timings)
+    assert all(math.isfinite(timing["rate"]) for timing in timings)
+
+
+def test_the_bench_refuses_no_turns():
+    with pytest.raises(ValueError, match="--turns"):
+        bench(turns=0)

@@ -20,7 +20,7 @@ from simulator.checkpoint import write_json
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
 from simulator.metrics import psnr, sharpness, ssim
-from simulator.video import to_uint8, to_unit
+from simulator.video import to_uint8, to_unit, write_image
 from simulator.world_model import WorldModel
 
 STEPS = (1, 4, 16)
@@ -97,8 +97,14 @@ def compare(world: str, step: int, frame: int, truth, dreamed, shuffled, rebuilt
     )
 
 
-def measure(model: WorldModel, data: Path) -> list[Row]:
-    """Fidelity of every world of which `data` holds held-out episodes long enough."""
+def picture(truth: np.ndarray, dreamed: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    """Two episodes, each the truth above and the dream below, at every other step."""
+    rows = [np.concatenate(list(clip[: max(STEPS) + 1 : 2]), axis=1) for b in range(2) for clip in (truth[b], dreamed[b])]
+    return np.concatenate(rows)
+
+
+def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]:
+    """Held-out episodes long enough, by world. Raises ValueError if there are none, or others among them."""
     by_world: dict[str, list[Episode]] = defaultdict(list)
     for path in list_episodes(data):
         if not held_out(path):
@@ -111,11 +117,17 @@ def measure(model: WorldModel, data: Path) -> list[Row]:
     if not by_world:
         raise ValueError(f"--data {data} has no episode of {max(STEPS)} steps in a world of this model "
                          f"({', '.join(model.worlds)}); record some with `orrery record ENV_ID --held-out`")
-    rows = []
-    for world, episodes in sorted(by_world.items()):
+    return by_world
+
+
+def measure(model: WorldModel, data: Path) -> tuple[list[Row], UInt8[np.ndarray, "h w 3"]]:
+    """Fidelity of every world of which `data` holds held-out episodes, and a picture of some of them."""
+    rows, pictures = [], []
+    for world, episodes in sorted(held_out_episodes(model, data).items()):
         parts = dreams_of(model, world, episodes)
         rows += [compare(world, step, step * model.frames_per_step, *parts) for step in STEPS]
-    return rows
+        pictures.append(picture(*parts[:2]))
+    return rows, np.concatenate(pictures)
 
 
 def table(rows: list[Row]) -> str:
@@ -138,6 +150,7 @@ def evaluate(
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="'default' or a folder of `orrery train world`")],
     data: Annotated[Path, tyro.conf.arg(help="folder of held-out episodes (`orrery record ENV_ID --held-out`)")],
     out: Annotated[Path | None, tyro.conf.arg(help="also write the rows as JSON to this file")] = None,
+    image: Annotated[Path | None, tyro.conf.arg(help="also write a picture, truth above dream, to this .png")] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps, instead of the checkpoint's")] = None,
     device: str = "cpu",
 ) -> int:
@@ -145,8 +158,10 @@ def evaluate(
     model = WorldModel.load(checkpoint, device)
     if steps is not None:
         model = model.with_config(sampler_steps=steps)
-    rows = measure(model, data)
+    rows, pictures = measure(model, data)
     print(table(rows))
+    if image is not None:
+        write_image(image, pictures, scale=2)
     if out is not None:
         write_json(out, [vars(row) for row in rows])
     return 0

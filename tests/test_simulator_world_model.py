@@ -175,7 +175,8 @@ def test_memory_of_a_rollout_stops_growing(model: WorldModel):
 
 
 def test_fidelity_prints_its_table_and_refuses_what_was_trained_on(trained: Path, capsys):
-    assert evaluate(str(trained / "world"), trained / "held_out", out=trained / "rows.json", steps=2) == 0
+    assert evaluate(str(trained / "world"), trained / "held_out", out=trained / "rows.json", image=trained / "a.png", steps=2) == 0
+    assert read_image(trained / "a.png").shape == (2 * 4 * 32, 2 * 9 * 32, 3)
     assert "| Square (2) | 16 |" in capsys.readouterr().out
     rows = json.loads((trained / "rows.json").read_text())
     assert [row["step"] for row in rows] == [1, 4, 16] and all(0 < row["changed_share"] < 100 for row in rows)

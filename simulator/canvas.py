@@ -1,5 +1,6 @@
-"""A canvas is the only request that the simulator takes: latent steps, each unknown, known and held, or known and free to
-move from a noise level, with their conditions. A task is a way to fill one in; generating takes every level to zero."""
+"""A canvas is the only request that the simulator takes: latent steps, each unknown, known and held, or known
+and free to move from a noise level, with their conditions. A task is a way to fill one in; generating takes
+every level to zero."""
 
 from __future__ import annotations
 
@@ -20,12 +21,13 @@ class Canvas:
     Attributes:
         prompt: what is to be seen; None means without words.
         frames: pixels where known; anything where not.
-        start_level: noise level that each latent step starts from: 1 unknown; 0 known and held; between, known, re-noised
-            to that level and free to move.
+        start_level: noise level that each latent step starts from: 1 unknown; 0 known and held; between,
+            known, re-noised to that level and free to move.
         world: name of the world whose actions and habits apply, or None.
         actions: in [-1, 1], the one that leads from each latent step to the next, or None.
         cameras: one for each latent step (only their poses relative to the first count), or None.
-        guidance: how strongly the prompt pulls (classifier-free guidance, Ho & Salimans 2022); 1 is not at all.
+        guidance: how strongly the prompt pulls (classifier-free guidance, Ho & Salimans 2022); 1 is not at
+        all.
     """
 
     prompt: str | None
@@ -62,8 +64,15 @@ def _latent_steps(frames: int, time_factor: int) -> int:
 
 
 def text_to_video(
-    prompt: str | None, frames: int, *, world: str | None = None, height: int = 64, width: int = 64,
-    cameras: Cameras | None = None, actions: Float[np.ndarray, "steps a"] | None = None, guidance: float = 2.0,
+    prompt: str | None,
+    frames: int,
+    *,
+    world: str | None = None,
+    height: int = 64,
+    width: int = 64,
+    cameras: Cameras | None = None,
+    actions: Float[np.ndarray, "steps a"] | None = None,
+    guidance: float = 2.0,
     time_factor: int = 1,
 ) -> Canvas:
     """A video from words alone (one frame: a picture; with cameras: a sweep)."""
@@ -73,8 +82,14 @@ def text_to_video(
 
 
 def image_to_video(
-    image: UInt8[np.ndarray, "h w 3"], prompt: str | None, frames: int, *, world: str | None = None,
-    cameras: Cameras | None = None, actions: Float[np.ndarray, "steps a"] | None = None, guidance: float = 2.0,
+    image: UInt8[np.ndarray, "h w 3"],
+    prompt: str | None,
+    frames: int,
+    *,
+    world: str | None = None,
+    cameras: Cameras | None = None,
+    actions: Float[np.ndarray, "steps a"] | None = None,
+    guidance: float = 2.0,
     time_factor: int = 1,
 ) -> Canvas:
     """A video that starts with a given picture."""

@@ -1,5 +1,5 @@
-"""Weights and runs on disk. Weights are safetensors beside a readable `config.json`; nothing is ever unpickled from
-a file that a user names, and loading is strict: an unknown or missing key is an error."""
+"""Weights and runs on disk. Weights are safetensors beside a readable `config.json`; nothing is ever
+unpickled from a file that a user names, and loading is strict: an unknown or missing key is an error."""
 
 from __future__ import annotations
 
@@ -42,14 +42,19 @@ def as_config(kind: type[Config], values: dict[str, Any], source: Path) -> Confi
     """A config dataclass from its JSON. Raises ValueError on unknown or missing keys."""
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := set(values) - names:
-        raise ValueError(f"{source} has unknown keys {sorted(unknown)} for {kind.__name__}; it fits another version")
+        raise ValueError(
+            f"{source} has unknown keys {sorted(unknown)} for {kind.__name__}; it fits another version"
+        )
     if missing := names - set(values):
-        raise ValueError(f"{source} lacks the keys {sorted(missing)} of {kind.__name__}; it fits another version")
+        raise ValueError(
+            f"{source} lacks the keys {sorted(missing)} of {kind.__name__}; it fits another version"
+        )
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def save_weights(path: Path, module: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Write a module's weights, whole or not at all; `dtype` rounds floating weights (buffers too) to save space."""
+    """Write a module's weights, whole or not at all; `dtype` rounds floating weights (buffers too) to save
+    space."""
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {
         name: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
@@ -62,15 +67,16 @@ def save_weights(path: Path, module: nn.Module, dtype: torch.dtype | None = None
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
-    """Fill a module from safetensors, strictly. Raises ValueError naming the file and what is wrong with it."""
+    """Fill a module from safetensors, strictly. Raises ValueError naming the file and what is wrong with
+    it."""
     if not path.is_file():
         raise ValueError(f"checkpoint file {path} is missing; give a folder that `orrery train` wrote")
     try:
         weights = load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a safetensors file ({error}); pickled checkpoints (.pt, .pth) are refused since they can run "
-            "code: convert it with safetensors.torch.save_file"
+            f"{path} is not a safetensors file ({error}); pickled checkpoints (.pt, .pth) are refused since "
+            "they can run code: convert it with safetensors.torch.save_file"
         ) from error
     try:
         module.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
@@ -87,7 +93,9 @@ def code_version() -> str:
     """The git commit of this code, with `+` if the tree has changes; `unknown` outside a checkout."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
+        )
         changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
     except OSError:
         return "unknown"

@@ -1,8 +1,8 @@
 """Episodes on disk, and the windows of them that training reads.
 
-One episode is one Zarr 3 store in a zip file, `ep_<seed>.zarr.zip`: exact frames (chunks of 16, zstd) beside actions,
-rewards, cameras and states, with prompt, captions and versions as attributes. It is written beside its final name and
-renamed when whole, so a file that carries the final name is a whole episode.
+One episode is one Zarr 3 store in a zip file, `ep_<seed>.zarr.zip`: exact frames (chunks of 16, zstd) beside
+actions, rewards, cameras and states, with prompt, captions and versions as attributes. It is written beside
+its final name and renamed when whole, so a file that carries the final name is a whole episode.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ HELD_OUT_SEED = 900_000_000
 class Episode:
     """What happened once in a world. `actions[k]` is applied at `frames[k]` and leads to `frames[k + 1]`.
 
-    frames: uint8 RGB. actions: in [-1, 1]. rewards, terminated: of the step that `actions[k]` made.
-    K: intrinsics in pixels (first pixel centre at 0.5). c2w: OpenCV, metres, one per frame. states: the world's own.
+    frames: uint8 RGB. actions: in [-1, 1]. rewards, terminated: of the step that `actions[k]` made. K:
+    intrinsics in pixels (first pixel centre at 0.5). c2w: OpenCV, metres, one per frame. states: the world's
+    own.
     """
 
     frames: UInt8[np.ndarray, "t h w 3"]
@@ -50,8 +51,9 @@ class Episode:
         for name in ("actions", "rewards", "terminated"):
             if len(getattr(self, name)) != steps:
                 raise ValueError(
-                    f"episode {self.seed}: {name} has {len(getattr(self, name))} entries, needs one fewer than its "
-                    f"{len(self.frames)} frames, which is {steps}; actions[k] leads from frames[k] to frames[k+1]"
+                    f"episode {self.seed}: {name} has {len(getattr(self, name))} entries, needs one fewer "
+                    f"than its {len(self.frames)} frames, {steps}; "
+                    "actions[k] leads from frames[k] to frames[k+1]"
                 )
 
 
@@ -88,29 +90,48 @@ def open_episode(path: str | Path) -> tuple[ZipStore, zarr.Group]:
     """Open one episode for reading. Raises ValueError if the file is not a whole episode."""
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; list the folder's episodes or record them with `orrery record`")
+        raise ValueError(
+            f"{path} does not exist; list the folder's episodes or record them with `orrery record`"
+        )
     try:
         store = ZipStore(path, mode="r")
         group = zarr.open_group(store, mode="r")
         missing = [name for name in ("frames", "actions", "rewards", "terminated") if name not in group]
     except (zipfile.BadZipFile, OSError, KeyError, ValueError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a whole episode ({error}); delete it and record that seed again") from error
+        raise ValueError(
+            f"{path} is not a whole episode ({error}); delete it and record that seed again"
+        ) from error
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; delete it and record that seed again")
     return store, group
+
+
+def read_array(group: zarr.Group, name: str) -> np.ndarray:
+    """One array of an open episode, whole."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return np.asarray(array[:])
+
+
+def read_frames(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
+    """The frames of one episode alone. Raises ValueError if it is not a whole episode."""
+    store, group = open_episode(path)
+    frames = read_array(group, "frames")
+    store.close()
+    return frames
 
 
 def read_episode(path: str | Path) -> Episode:
     """Read a whole episode into memory. Raises ValueError naming the file if it is truncated or damaged."""
     store, group = open_episode(path)
     try:
-        arrays = {name: np.asarray(group[name][...]) for name in ARRAYS if name in group}
-        attributes = {name: group.attrs[name] for name in ATTRIBUTES}
+        values: dict[str, Any] = {name: read_array(group, name) for name in ARRAYS if name in group}
+        values |= {name: group.attrs[name] for name in ATTRIBUTES}
     except (zipfile.BadZipFile, OSError, KeyError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and record that seed again") from error
     finally:
         store.close()
-    return Episode(**arrays, **attributes)
+    return Episode(**values)
 
 
 def list_episodes(folder: str | Path) -> list[Path]:
@@ -120,18 +141,26 @@ def list_episodes(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"--data {folder} is not a folder; record episodes into it with `orrery record ENV_ID`")
+        raise ValueError(
+            f"--data {folder} is not a folder; record episodes into it with `orrery record ENV_ID`"
+        )
     paths = sorted(path for path in folder.rglob(f"ep_*{SUFFIX}") if not path.name.startswith("."))
     if not paths:
-        raise ValueError(f"--data {folder} holds no episode (ep_*{SUFFIX}); record some with `orrery record ENV_ID`")
+        raise ValueError(
+            f"--data {folder} holds no episode (ep_*{SUFFIX}); record some with `orrery record ENV_ID`"
+        )
     return paths
 
 
 def training_episodes(folder: str | Path) -> list[Path]:
-    """The episodes of a folder that may be trained on: those below the held-out seeds. Raises ValueError if there are none."""
+    """The episodes of a folder that may be trained on: those below the held-out seeds. Raises ValueError if
+    there are none."""
     paths = [path for path in list_episodes(folder) if not held_out(path)]
     if not paths:
-        raise ValueError(f"--data {folder} holds only held-out seeds ({HELD_OUT_SEED} and above); record others to train on")
+        raise ValueError(
+            f"--data {folder} holds only held-out seeds ({HELD_OUT_SEED} and above); "
+            "record others to train on"
+        )
     return paths
 
 

@@ -1,7 +1,8 @@
 """`orrery eval`: how true a world model's dreams are to held-out episodes.
 
-Each dream gets the true first frame and its prompt, then the true actions. It is compared with the true frames, beside
-repeating the first frame (what a model must beat) and the tokenizer's own reconstruction (what it cannot beat).
+Each dream gets the true first frame and its prompt, then the true actions. It is compared with the true
+frames, beside repeating the first frame (what a model must beat) and the tokenizer's own reconstruction (what
+it cannot beat).
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def dreams_of(model: WorldModel, world: str, episodes: list[Episode]) -> tuple[n
         batch, rows = episodes[start : start + BATCH], slice(start, start + BATCH)
         dreamed.append(dream(model, world, batch, actions[rows]))
         shuffled.append(dream(model, world, batch, np.roll(actions, 1, axis=0)[rows, : STEPS[1]]))
-        rebuilt.append(to_uint8(model.tokenizer.decode(model.tokenizer.encode(to_unit(truth[rows], model.device)))))
+        rebuilt.append(
+            to_uint8(model.tokenizer.decode(model.tokenizer.encode(to_unit(truth[rows], model.device))))
+        )
     return truth, np.concatenate(dreamed), np.concatenate(shuffled), np.concatenate(rebuilt)
 
 
@@ -87,19 +90,30 @@ def compare(world: str, step: int, frame: int, truth, dreamed, shuffled, rebuilt
         error, other = ((here / 255.0 - x[:, frame] / 255.0) ** 2 for x in (dreamed, shuffled))
         ratio = float(other.mean() / error.mean())
     return Row(
-        world=world, step=step, episodes=len(score), psnr=float(score.mean()),
+        world=world,
+        step=step,
+        episodes=len(score),
+        psnr=float(score.mean()),
         interval=float(1.96 * score.std(ddof=1) / len(score) ** 0.5) if len(score) > 1 else float("nan"),
-        copy=float(psnr(first, here).mean()), ceiling=float(psnr(rebuilt[:, frame], here).mean()),
-        ssim=float(ssim(made, here).mean()), copy_ssim=float(ssim(first, here).mean()),
-        changed_share=float(100 * changed.mean()), changed_psnr=float(np.nanmean(psnr(made, here, changed))),
-        changed_copy=float(np.nanmean(psnr(first, here, changed))), sharpness=float(sharpness(made, here).mean()),
+        copy=float(psnr(first, here).mean()),
+        ceiling=float(psnr(rebuilt[:, frame], here).mean()),
+        ssim=float(ssim(made, here).mean()),
+        copy_ssim=float(ssim(first, here).mean()),
+        changed_share=float(100 * changed.mean()),
+        changed_psnr=float(np.nanmean(psnr(made, here, changed))),
+        changed_copy=float(np.nanmean(psnr(first, here, changed))),
+        sharpness=float(sharpness(made, here).mean()),
         shuffled=ratio,
     )
 
 
 def picture(truth: np.ndarray, dreamed: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     """Two episodes, each the truth above and the dream below, at every other step."""
-    rows = [np.concatenate(list(clip[: max(STEPS) + 1 : 2]), axis=1) for b in range(2) for clip in (truth[b], dreamed[b])]
+    rows = [
+        np.concatenate(list(clip[: max(STEPS) + 1 : 2]), axis=1)
+        for b in range(2)
+        for clip in (truth[b], dreamed[b])
+    ]
     return np.concatenate(rows)
 
 
@@ -108,15 +122,19 @@ def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]
     by_world: dict[str, list[Episode]] = defaultdict(list)
     for path in list_episodes(data):
         if not held_out(path):
-            raise ValueError(f"{path} is not held out: fidelity needs seeds of {HELD_OUT_SEED} and above; "
-                             "record them with `orrery record ENV_ID --held-out`")
+            raise ValueError(
+                f"{path} is not held out: fidelity needs seeds of {HELD_OUT_SEED} and above; "
+                "record them with `orrery record ENV_ID --held-out`"
+            )
         episode = read_episode(path)
         name = world_name(episode.env_id)
         if name in model.worlds and len(episode.actions) >= max(STEPS):
             by_world[name].append(episode)
     if not by_world:
-        raise ValueError(f"--data {data} has no episode of {max(STEPS)} steps in a world of this model "
-                         f"({', '.join(model.worlds)}); record some with `orrery record ENV_ID --held-out`")
+        raise ValueError(
+            f"--data {data} has no episode of {max(STEPS)} steps in a world of this model "
+            f"({', '.join(model.worlds)}); record some with `orrery record ENV_ID --held-out`"
+        )
     return by_world
 
 
@@ -133,24 +151,32 @@ def measure(model: WorldModel, data: Path) -> tuple[list[Row], UInt8[np.ndarray,
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| world | step | PSNR dB | copy | gain | ceiling | SSIM | copy | changed % | PSNR there | copy there | gain there "
-        "| sharpness | shuffled ratio |", "|---" * 14 + "|",
+        "| world | step | PSNR dB | copy | gain | ceiling | SSIM | copy | changed % "
+        "| PSNR there | copy there | gain there | sharpness | shuffled ratio |",
+        "|---" * 14 + "|",
     ]
     for r in rows:
         lines.append(
-            f"| {r.world} ({r.episodes}) | {r.step} | {r.psnr:.2f} ± {r.interval:.2f} | {r.copy:.2f} | {r.psnr - r.copy:+.2f} "
-            f"| {r.ceiling:.1f} | {r.ssim:.3f} | {r.copy_ssim:.3f} | {r.changed_share:.1f} | {r.changed_psnr:.2f} "
-            f"| {r.changed_copy:.2f} | {r.changed_psnr - r.changed_copy:+.2f} | {r.sharpness:.2f} "
+            f"| {r.world} ({r.episodes}) | {r.step} | {r.psnr:.2f} ± {r.interval:.2f} | {r.copy:.2f} "
+            f"| {r.psnr - r.copy:+.2f} | {r.ceiling:.1f} | {r.ssim:.3f} | {r.copy_ssim:.3f} "
+            f"| {r.changed_share:.1f} | {r.changed_psnr:.2f} | {r.changed_copy:.2f} "
+            f"| {r.changed_psnr - r.changed_copy:+.2f} | {r.sharpness:.2f} "
             f"| {'' if np.isnan(r.shuffled) else f'{r.shuffled:.2f}'} |"
         )
     return "\n".join(lines)
 
 
 def evaluate(
-    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="'default' or a folder of `orrery train world`")],
-    data: Annotated[Path, tyro.conf.arg(help="folder of held-out episodes (`orrery record ENV_ID --held-out`)")],
+    checkpoint: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(help="'default' or a folder of `orrery train world`")
+    ],
+    data: Annotated[
+        Path, tyro.conf.arg(help="folder of held-out episodes (`orrery record ENV_ID --held-out`)")
+    ],
     out: Annotated[Path | None, tyro.conf.arg(help="also write the rows as JSON to this file")] = None,
-    image: Annotated[Path | None, tyro.conf.arg(help="also write a picture, truth above dream, to this .png")] = None,
+    image: Annotated[
+        Path | None, tyro.conf.arg(help="also write a picture, truth above dream, to this .png")
+    ] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps, instead of the checkpoint's")] = None,
     device: str = "cpu",
 ) -> int:

@@ -1,6 +1,6 @@
-"""The noise path, known to this file alone: `x = (1 - noise_level) * data + noise_level * noise` (rectified flow,
-Liu et al. 2022), so `velocity = noise - data`. The network predicts data (x-prediction); what a solver needs is derived.
-Noise levels are one per frame, in [0, 1]: 0 is clean, 1 is pure noise."""
+"""The noise path, known to this file alone: `x = (1 - noise_level) * data + noise_level * noise` (rectified
+flow, Liu et al. 2022), so `velocity = noise - data`. The network predicts data (x-prediction); what a solver
+needs is derived. Noise levels are one per frame, in [0, 1]: 0 is clean, 1 is pure noise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def move(noisy: Frames, data: Frames, noise_level: Levels, next_level: Levels) -
 
 
 def loss_weight(noise_level: Levels) -> Levels:
-    """Ramp weight of the loss in data space (Dreamer 4, Hafner et al. 2025, eq. 8, where tau = 1 - noise_level)."""
+    """Ramp weight of the loss in data space (Dreamer 4, Hafner et al. 2025, eq. 8, where tau = 1 -
+    noise_level)."""
     return 1 - 0.9 * noise_level
 
 

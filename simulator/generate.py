@@ -26,8 +26,15 @@ def sweep_cameras(name: str | None, frames: int, height: int, width: int) -> Cam
 
 
 def make_canvas(
-    model: WorldModel, prompt: str, frames: int, height: int | None, width: int | None, image: Path | None,
-    sweep: str | None, world: str | None, guidance: float,
+    model: WorldModel,
+    prompt: str,
+    frames: int,
+    height: int | None,
+    width: int | None,
+    image: Path | None,
+    sweep: str | None,
+    world: str | None,
+    guidance: float,
 ) -> Canvas:
     """The canvas that the flags of `orrery generate` describe."""
     factor = model.frames_per_step
@@ -36,29 +43,48 @@ def make_canvas(
         picture = read_image(image)
         asked = (height or picture.shape[0], width or picture.shape[1])
         if picture.shape[:2] != asked:
-            raise ValueError(f"{image} is {picture.shape[0]}x{picture.shape[1]}, asked for {asked[0]}x{asked[1]}; resize it")
+            raise ValueError(
+                f"{image} is {picture.shape[0]}x{picture.shape[1]}, "
+                f"asked for {asked[0]}x{asked[1]}; resize it"
+            )
         cameras = sweep_cameras(sweep, views, *asked)
-        return image_to_video(picture, prompt, frames, world=world, cameras=cameras, guidance=guidance, time_factor=factor)
+        return image_to_video(
+            picture, prompt, frames, world=world, cameras=cameras, guidance=guidance, time_factor=factor
+        )
     height, width = height or model.height, width or model.width
     cameras = sweep_cameras(sweep, views, height, width)
-    return text_to_video(prompt, frames, world=world, height=height, width=width, cameras=cameras, guidance=guidance,
-                         time_factor=factor)
+    return text_to_video(
+        prompt,
+        frames,
+        world=world,
+        height=height,
+        width=width,
+        cameras=cameras,
+        guidance=guidance,
+        time_factor=factor,
+    )
 
 
 def generate(
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="what is to be seen")],
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="a video (.mp4), or a picture (.png) for --frames 1")],
+    output: Annotated[
+        Path, tyro.conf.arg(aliases=["-o"], help="a video (.mp4), or a picture (.png) for --frames 1")
+    ],
     frames: Annotated[int, tyro.conf.arg(help="1 makes a picture")] = 16,
     height: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     width: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     image: Annotated[Path | None, tyro.conf.arg(help="picture that the video starts with")] = None,
     sweep: Annotated[str | None, tyro.conf.arg(help="camera path: orbit, arc, dolly or revisit")] = None,
-    world: Annotated[str | None, tyro.conf.arg(help="Room, Orbit or Lab; Orbit by default for a sweep")] = None,
+    world: Annotated[
+        str | None, tyro.conf.arg(help="Room, Orbit or Lab; Orbit by default for a sweep")
+    ] = None,
     seed: int = 0,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps")] = None,
     guidance: Annotated[float, tyro.conf.arg(help="how strongly the prompt pulls; 1 is not at all")] = 2.0,
     scale: Annotated[int, tyro.conf.arg(help="repeat each pixel so many times in the file")] = 1,
-    checkpoint: Annotated[str, tyro.conf.arg(help="'default' or a folder of `orrery train world`")] = "default",
+    checkpoint: Annotated[
+        str, tyro.conf.arg(help="'default' or a folder of `orrery train world`")
+    ] = "default",
     device: str = "cpu",
 ) -> int:
     """Make a video, a picture or a camera sweep from words."""

@@ -1,7 +1,8 @@
 """Episodes as latents in memory: what the world model trains on.
 
-Each episode is encoded once per tokenizer version and kept beside its file (`.latents-<fingerprint>/`), so that a killed
-run, or the next one, starts at once. `draw` cuts windows out of it, with everything a canvas is conditioned on.
+Each episode is encoded once per tokenizer version and kept beside its file (`.latents-<fingerprint>/`), so
+that a killed run, or the next one, starts at once. `draw` cuts windows out of it, with everything a canvas is
+conditioned on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras, rigid_inverse
-from simulator.clips import Episode, open_episode, read_episode, training_episodes
+from simulator.clips import Episode, read_episode, read_frames, training_episodes
 from simulator.optim import fast_precision
 from simulator.text import embed
 from simulator.tokenizer import Tokenizer
@@ -34,9 +35,7 @@ def encode_episode(path: Path, tokenizer: Tokenizer, version: str) -> Float[np.n
     cached = path.parent / f".latents-{version}" / f"{path.name}.npy"
     if cached.exists():
         return np.load(cached)
-    store, group = open_episode(path)
-    frames = np.asarray(group["frames"][...])
-    store.close()
+    frames = read_frames(path)
     device = next(tokenizer.parameters()).device
     with torch.no_grad(), fast_precision(device):
         latents = tokenizer.encode(to_unit(frames[None], device))[0].half().cpu().numpy()
@@ -80,17 +79,23 @@ class LatentEpisodes:
 
 
 def load_latents(data: Path, tokenizer: Tokenizer, version: str, action_width: int) -> LatentEpisodes:
-    """Read, and encode where needed, every episode under `data` that may be trained on (held-out seeds may not)."""
+    """Read, and encode where needed, every episode under `data` that may be trained on (held-out seeds may
+    not)."""
     paths = training_episodes(data)
     names: list[str] = []
-    parts: dict[str, list] = {name: [] for name in ("latents", "actions", "rewards", "terminated", "c2w", "K", "world")}
+    parts: dict[str, list] = {
+        name: [] for name in ("latents", "actions", "rewards", "terminated", "c2w", "K", "world")
+    }
     starts, caption_rows, phrases, sizes, size = [0], [], {}, {}, None
     for path in tqdm(paths, desc="encoding episodes", unit="ep", mininterval=5):
         episode = read_episode(path)
         latents = encode_episode(path, tokenizer, version)
         size = size or episode.frames.shape[1:3]
         if episode.frames.shape[1:3] != size:
-            raise ValueError(f"{path} has frames of {episode.frames.shape[1:3]}, others {size}; train on one size at a time")
+            raise ValueError(
+                f"{path} has frames of {episode.frames.shape[1:3]}, others {size}; "
+                "train on one size at a time"
+            )
         name = world_name(episode.env_id)
         if name not in names:
             names.append(name)
@@ -101,31 +106,47 @@ def load_latents(data: Path, tokenizer: Tokenizer, version: str, action_width: i
         starts.append(starts[-1] + len(latents))
         words = list(dict.fromkeys(episode.captions or [episode.prompt]))
         caption_rows.append([phrases.setdefault(word, len(phrases)) for word in words])
+    assert size is not None  # there is an episode
     order = sorted(names)
     world = torch.cat(parts.pop("world"))
     world = torch.tensor([order.index(names[i]) + 1 for i in world.tolist()])
     text = [e.half() for e in embed(list(phrases), progress=True)]
     return LatentEpisodes(
-        **{key: torch.cat(value) for key, value in parts.items()}, world=world, starts=np.array(starts),
-        captions=caption_rows, text=text, worlds=tuple(order), action_sizes=sizes, height=size[0], width=size[1],
+        **{key: torch.cat(value) for key, value in parts.items()},
+        world=world,
+        starts=np.array(starts),
+        captions=caption_rows,
+        text=text,
+        worlds=tuple(order),
+        action_sizes=sizes,
+        height=size[0],
+        width=size[1],
     )
 
 
-def _rows(episode: Episode, latents: np.ndarray, factor: int, action_width: int, path: Path) -> dict[str, np.ndarray]:
+def _rows(
+    episode: Episode, latents: np.ndarray, factor: int, action_width: int, path: Path
+) -> dict[str, np.ndarray]:
     """One episode as rows of latent steps."""
     steps, width = episode.actions.shape
     if width > action_width:
-        raise ValueError(f"{path} has actions of width {width}, the model takes {action_width}; raise action_width")
+        raise ValueError(
+            f"{path} has actions of width {width}, the model takes {action_width}; raise action_width"
+        )
     if steps + 1 != len(latents):
-        raise ValueError(f"{path} has {steps} actions and {len(latents)} latent steps; record with {factor} frames a step")
-    nowhere = episode.c2w is None or episode.K is None
+        raise ValueError(
+            f"{path} has {steps} actions and {len(latents)} latent steps; record with {factor} frames a step"
+        )
+    K, c2w = episode.K, episode.c2w
+    if K is None or c2w is None:
+        K, c2w = np.full((3, 3), np.nan), np.full((len(episode.frames), 4, 4), np.nan)
     return {
         "latents": latents,
         "actions": np.pad(episode.actions.astype(np.float32), ((1, 0), (0, action_width - width))),
         "rewards": np.pad(episode.rewards.astype(np.float32), (1, 0)),
         "terminated": np.pad(episode.terminated.astype(np.float32), (1, 0)),
-        "c2w": np.full((len(latents), 4, 4), np.nan, np.float32) if nowhere else episode.c2w[::factor].astype(np.float32),
-        "K": np.full((1, 3, 3), np.nan, np.float32) if nowhere else episode.K[None].astype(np.float32),
+        "c2w": c2w[::factor].astype(np.float32),
+        "K": K[None].astype(np.float32),
     }
 
 
@@ -135,7 +156,7 @@ class Windows:
 
     latents: Float[Tensor, "b n c y x"]
     actions: Float[Tensor, "b n a"]
-    follows: Tensor  # whether a row's predecessor in the window is its predecessor in time, so that its action counts
+    follows: Tensor  # whether the row before it in the window is the one before it in time
     rewards: Float[Tensor, "b n"]
     terminated: Float[Tensor, "b n"]
     rays: Float[Tensor, "b n 6 y x"]  # NaN where an episode has no cameras
@@ -144,20 +165,30 @@ class Windows:
 
 
 def draw(
-    data: LatentEpisodes, episodes: Int[np.ndarray, " b"], frames: int, rng: np.random.Generator, *,
-    from_start: float, max_stride: int = 1,
+    data: LatentEpisodes,
+    episodes: Int[np.ndarray, " b"],
+    frames: int,
+    rng: np.random.Generator,
+    *,
+    from_start: float,
+    max_stride: int = 1,
 ) -> Windows:
     """Cut one window out of each given episode; a share `from_start` begins at the episode's first frame.
 
-    A window may skip frames: all its steps are `stride` apart, the stride drawn up to `max_stride` and as the length allows.
-    Captions tell what the first frame shows; a window from elsewhere gets the first caption, which only names things.
+    A window may skip frames: all its steps are `stride` apart, the stride drawn up to `max_stride` and as the
+    length allows. Captions tell what the first frame shows; a window from elsewhere gets the first caption,
+    which only names things.
     """
     rows, captions, strides = [], [], []
     for episode in episodes:
         length = data.length(int(episode))
         if length < frames:
-            raise ValueError(f"a window of {frames} latent steps does not fit an episode of {length}; record longer ones")
-        stride = int(rng.integers(1, min(max_stride, (length - 1) // max(1, frames - 1)) + 1)) if frames > 1 else 1
+            raise ValueError(
+                f"a window of {frames} latent steps does not fit an episode of {length}; record longer ones"
+            )
+        stride = (
+            int(rng.integers(1, min(max_stride, (length - 1) // max(1, frames - 1)) + 1)) if frames > 1 else 1
+        )
         first = 0 if rng.random() < from_start else int(rng.integers(length - (frames - 1) * stride))
         rows.append(data.starts[episode] + first + stride * np.arange(frames))
         choices = data.captions[episode]
@@ -167,18 +198,29 @@ def draw(
     follows = (torch.tensor(strides) == 1)[:, None] & (torch.arange(frames) > 0)
     which = torch.from_numpy(np.asarray(episodes))
     return Windows(
-        data.latents[index].float(), data.actions[index], follows, data.rewards[index], data.terminated[index],
-        window_rays(data, which, index), data.world[which], captions,
+        data.latents[index].float(),
+        data.actions[index],
+        follows,
+        data.rewards[index],
+        data.terminated[index],
+        window_rays(data, which, index),
+        data.world[which],
+        captions,
     )
 
 
 def window_rays(data: LatentEpisodes, episodes: Tensor, index: Tensor) -> Float[Tensor, "b n 6 y x"]:
-    """Plücker rays of the latents' cells, relative to each window's first camera; NaN where there are no cameras."""
+    """Plücker rays of the latents' cells, relative to each window's first camera; NaN where there are no
+    cameras."""
     b, n = index.shape
     c2w = data.c2w[index].double()
     relative = rigid_inverse(c2w[:, 0])[:, None] @ c2w
     K = data.K[episodes]
     K = torch.where(K.isnan(), torch.eye(3), K)[:, None].expand(b, n, 3, 3)
-    cameras = Cameras(rearrange(K, "b n i j -> (b n) i j"), rearrange(relative.float(), "b n i j -> (b n) i j"),
-                      data.height, data.width)
+    cameras = Cameras(
+        rearrange(K, "b n i j -> (b n) i j"),
+        rearrange(relative.float(), "b n i j -> (b n) i j"),
+        data.height,
+        data.width,
+    )
     return rearrange(cameras.plucker(*data.latents.shape[-2:]), "(b n) r y x -> b n r y x", b=b)

@@ -14,7 +14,8 @@ Pictures = UInt8[np.ndarray, "n h w 3"]
 def psnr(
     pictures: Pictures, truth: Pictures, where: Bool[np.ndarray, "n h w"] | None = None
 ) -> Float[np.ndarray, " n"]:
-    """Peak signal-to-noise ratio in dB on [0, 1] RGB; on the pixels `where`, NaN for a picture that has none."""
+    """Peak signal-to-noise ratio in dB on [0, 1] RGB; on the pixels `where`, NaN for a picture that has
+    none."""
     error = ((pictures / 255.0 - truth / 255.0) ** 2).mean(axis=-1)
     weight = np.ones(error.shape) if where is None else where.astype(float)
     count = weight.sum(axis=(1, 2))
@@ -23,7 +24,8 @@ def psnr(
 
 
 def ssim(pictures: Pictures, truth: Pictures) -> Float[np.ndarray, " n"]:
-    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, std 1.5, mean over places and channels."""
+    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, std 1.5, mean over places and
+    channels."""
     offsets = torch.arange(11, dtype=torch.float64) - 5
     line = torch.exp(-(offsets**2) / (2 * 1.5**2))
     kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
@@ -36,7 +38,11 @@ def ssim(pictures: Pictures, truth: Pictures) -> Float[np.ndarray, " n"]:
     var_x, var_y = F.conv2d(x * x, kernel) - mean_x**2, F.conv2d(y * y, kernel) - mean_y**2
     covariance = F.conv2d(x * y, kernel) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    value = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    value = (
+        (2 * mean_x * mean_y + c1)
+        * (2 * covariance + c2)
+        / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    )
     return rearrange(value, "(n c) 1 h w -> n (c h w)", c=3).mean(dim=1).numpy()
 
 

@@ -1,4 +1,5 @@
-"""What the two training loops share: optimizers, the learning-rate schedule, precision, and the run's clock."""
+"""What the two training loops share: optimizers, the learning-rate schedule, precision, and the run's
+clock."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> list[Optimizer]:
-    """Muon (Jordan et al. 2024) on hidden matrices, AdamW on the rest: biases, gains, embeddings, first and last layers.
+    """Muon (Jordan et al. 2024) on hidden matrices, AdamW on the rest: biases, gains, embeddings, first and
+    last layers.
 
     A module names its own exceptions in `not_for_muon` (a set of parameter names).
     """
@@ -30,7 +32,8 @@ def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> 
 
 
 def rate_factor(progress: float, warmup: float = 0.01, decay: float = 0.4) -> float:
-    """Learning rate relative to its peak at `progress` in [0, 1]: warm up, hold, and fall linearly over the last part."""
+    """Learning rate relative to its peak at `progress` in [0, 1]: warm up, hold, and fall linearly over the
+    last part."""
     return max(0.0, min(1.0, progress / warmup if warmup else 1.0, (1 - progress) / decay))
 
 

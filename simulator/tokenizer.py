@@ -1,11 +1,11 @@
 """The video tokenizer: a convolutional autoencoder that turns video into a small grid of latents and back.
 
-Space shrinks 8 times, time by `time_factor`. Each latent step is made from its own video frames only, so that any
-frame of a clip can be encoded while its neighbours are unknown; the decoder also looks at the two latent steps before
-(causal, so it streams). The first latent step is the first frame alone, as in the causal encoders of MAGVIT-v2
-(Yu et al. 2023, section 3.2). No layer runs above a quarter of the picture's size: on a CPU that is where the time goes.
-Latents are tanh-bounded while training (with noise added, which keeps the decoder smooth: Dreamer 4, section 3.1)
-and standardised per channel outside.
+Space shrinks 8 times, time by `time_factor`. Each latent step is made from its own video frames only, so that
+any frame of a clip can be encoded while its neighbours are unknown; the decoder also looks at the two latent
+steps before (causal, so it streams). The first latent step is the first frame alone, as in the causal
+encoders of MAGVIT-v2 (Yu et al. 2023, section 3.2). No layer runs above a quarter of the picture's size: on a
+CPU that is where the time goes. Latents are tanh-bounded while training (with noise added, which keeps the
+decoder smooth: Dreamer 4, section 3.1) and standardised per channel outside.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ class Block(nn.Module):
 
 
 class Tokenizer(nn.Module):
+    latent_mean: Tensor
+    latent_std: Tensor
+
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         if config.time_factor not in (1, 2, 4):
@@ -91,8 +94,8 @@ class Tokenizer(nn.Module):
         )
         self.decoder_in = Conv(config.channels, inner)
         self.look_back = nn.ModuleList(nn.Linear(inner, inner, bias=False) for _ in range(LOOK_BACK))
-        for past in self.look_back:
-            nn.init.zeros_(past.weight)
+        for parameter in self.look_back.parameters():
+            nn.init.zeros_(parameter)
         self.decoder = nn.Sequential(
             *(Block(inner) for _ in range(config.inner_blocks)),
             Conv(inner, outer * 4),
@@ -126,19 +129,20 @@ class Tokenizer(nn.Module):
         return rearrange(self.encoder(self._fold(video)), "(b n) c y x -> b n c y x", b=len(video))
 
     def decode_bounded(self, latents: Latents, past: Past | None = None) -> tuple[Video, Past]:
-        """Latents in [-1, 1] -> video, and what the next call needs to go on (`past`; None at a clip's start)."""
+        """Latents in [-1, 1] -> video, and what the next call needs to go on (`past`; None at a clip's
+        start)."""
         b, n = latents.shape[:2]
         if past is None:
             past = latents.new_zeros(b, LOOK_BACK, *latents.shape[2:])
         seen = torch.cat([past, latents], dim=1)
-        hidden = rearrange(self.decoder_in(rearrange(seen, "b n c y x -> (b n) c y x")), "(b n) c y x -> b n y x c", b=b)
+        hidden = rearrange(
+            self.decoder_in(rearrange(seen, "b n c y x -> (b n) c y x")), "(b n) c y x -> b n y x c", b=b
+        )
         mixed = hidden[:, LOOK_BACK:]
         for back, linear in enumerate(self.look_back, start=1):
             mixed = mixed + linear(hidden[:, LOOK_BACK - back : LOOK_BACK - back + n])
         folded = self.decoder(rearrange(mixed, "b n y x c -> (b n) c y x"))
-        video = rearrange(
-            folded, "(b n) (f c p q) y x -> b (n f) c (y p) (x q)", b=b, c=3, p=FOLD, q=FOLD
-        )
+        video = rearrange(folded, "(b n) (f c p q) y x -> b (n f) c (y p) (x q)", b=b, c=3, p=FOLD, q=FOLD)
         return video, seen[:, -LOOK_BACK:]
 
     def encode(self, video: Video) -> Latents:
@@ -151,7 +155,8 @@ class Tokenizer(nn.Module):
         return self.decode_stream(latents, None)[0]
 
     def decode_stream(self, latents: Latents, past: Past | None) -> tuple[Video, Past]:
-        """Decode the next latent steps of a stream. With `past` None this is a clip's start, whose first step is one frame."""
+        """Decode the next latent steps of a stream. With `past` None this is a clip's start, whose first step
+        is one frame."""
         bounded = latents * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
         video, state = self.decode_bounded(bounded.clamp(-1, 1), past)
         return (video if past is not None else video[:, self.config.time_factor - 1 :]), state

@@ -1,4 +1,5 @@
-"""MLflow, with its telemetry off. `MLFLOW_TRACKING_URI` is honoured; without it a local SQLite store is used."""
+"""MLflow, with its telemetry off. `MLFLOW_TRACKING_URI` is honoured; without it a local SQLite store is
+used."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ class Run:
 
     def metrics(self, values: dict[str, float], step: int) -> None:
         if self._mlflow:
-            self._mlflow.log_metrics({name: value for name, value in values.items() if value == value}, step=step)
+            self._mlflow.log_metrics(
+                {name: value for name, value in values.items() if value == value}, step=step
+            )
 
     def artifact(self, path: Path) -> None:
         if self._mlflow:

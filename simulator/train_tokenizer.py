@@ -1,5 +1,5 @@
-"""`orrery train tokenizer`: fit the tokenizer to recorded frames. One visible loop: load, encode, add noise, decode,
-compare, step."""
+"""`orrery train tokenizer`: fit the tokenizer to recorded frames. One visible loop: load, encode, add noise,
+decode, compare, step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from simulator.checkpoint import (
     save_weights,
     write_json,
 )
-from simulator.clips import open_episode, training_episodes
+from simulator.clips import read_frames, training_episodes
 from simulator.optim import Clock, fast_precision, make_optimizers, rate_factor, set_rates
 from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from simulator.tracking import tracked_run
@@ -77,15 +77,17 @@ def load_frames(data: Path, limit: int, min_length: int, generator: np.random.Ge
     paths = training_episodes(data)
     pixels, count = [], 0
     for index in tqdm(generator.permutation(len(paths)), desc="reading frames", unit="ep", mininterval=5):
-        store, group = open_episode(paths[index])
-        frames = np.asarray(group["frames"][...])
-        store.close()
+        frames = read_frames(paths[index])
         if len(frames) < min_length:
-            raise ValueError(f"clip needs at least {min_length} frames, got {len(frames)} in {paths[index]}; "
-                             "record longer episodes")
+            raise ValueError(
+                f"clip needs at least {min_length} frames, got {len(frames)} in {paths[index]}; "
+                "record longer episodes"
+            )
         if pixels and frames.shape[1:] != pixels[0].shape[1:]:
-            raise ValueError(f"{paths[index]} has frames of {frames.shape[1:3]}, others {pixels[0].shape[1:3]}; "
-                             "train on one size at a time")
+            raise ValueError(
+                f"{paths[index]} has frames of {frames.shape[1:3]}, others {pixels[0].shape[1:3]}; "
+                "train on one size at a time"
+            )
         pixels.append(frames)
         count += len(frames)
         if count >= limit:
@@ -98,7 +100,9 @@ def reconstruction_loss(output: Float[Tensor, "*b"], video: Float[Tensor, "*b"])
     return difference.mean() + 2 * difference.square().mean()
 
 
-def measure_latents(tokenizer: Tokenizer, frames: Frames, rng: np.random.Generator, device: torch.device) -> None:
+def measure_latents(
+    tokenizer: Tokenizer, frames: Frames, rng: np.random.Generator, device: torch.device
+) -> None:
     """Set the tokenizer's latent mean and std from data."""
     with torch.no_grad():
         video = to_unit(frames.clips(rng, 256, 1), device)
@@ -109,7 +113,12 @@ def measure_latents(tokenizer: Tokenizer, frames: Frames, rng: np.random.Generat
 
 def save(out: Path, ema: Tokenizer, training: TokenizerTraining, clock: Clock, psnr: float) -> None:
     save_weights(out / WEIGHTS, ema)
-    made = {"steps": clock.step, "minutes": round(clock.seconds / 60, 1), "code": code_version(), "psnr_db": psnr}
+    made = {
+        "steps": clock.step,
+        "minutes": round(clock.seconds / 60, 1),
+        "code": code_version(),
+        "psnr_db": psnr,
+    }
     write_json(out / CONFIG, {"tokenizer": asdict(ema.config), "training": asdict(training), "made": made})
 
 
@@ -117,7 +126,9 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
     """The tokenizer of a run folder (or of a world model's). Raises ValueError if missing or damaged."""
     values = read_json(folder / CONFIG)
     if "tokenizer" not in values:
-        raise ValueError(f"{folder / CONFIG} has no tokenizer; give the folder of `orrery train tokenizer --out`")
+        raise ValueError(
+            f"{folder / CONFIG} has no tokenizer; give the folder of `orrery train tokenizer --out`"
+        )
     tokenizer = Tokenizer(as_config(TokenizerConfig, values["tokenizer"], folder / CONFIG))
     load_weights(folder / WEIGHTS, tokenizer)
     return tokenizer.to(device).eval().requires_grad_(False)
@@ -128,13 +139,20 @@ def train_tokenizer(
     out: Annotated[Path, tyro.conf.arg(help="run folder to write")],
     preset: Annotated[str, tyro.conf.arg(help="tiny, small or base")] = "small",
     minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
-    steps: Annotated[int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")] = None,
+    steps: Annotated[
+        int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")
+    ] = None,
     seed: int = 0,
     resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
     finish_decoder: Annotated[
-        Path | None, tyro.conf.arg(help="start from this tokenizer and train its decoder alone: its latents stay as they are")
+        Path | None,
+        tyro.conf.arg(
+            help="start from this tokenizer and train its decoder alone: its latents stay as they are"
+        ),
     ] = None,
-    compile: Annotated[bool, tyro.conf.arg(help="torch.compile: faster after a minute, needs a C++ compiler")] = False,
+    compile: Annotated[
+        bool, tyro.conf.arg(help="torch.compile: faster after a minute, needs a C++ compiler")
+    ] = False,
     track: Annotated[bool, tyro.conf.arg(help="log to MLflow")] = True,
     device: str = "cpu",
 ) -> int:
@@ -174,10 +192,15 @@ def fit(model, ema, optimizers, frames, training, clock, rng, out, run, compiled
     where = next(model.parameters()).device
     length = 1 + (CLIP_STEPS - 1) * model.config.time_factor
     core = torch.compile(reconstruct) if compiled else reconstruct
-    bar, saved_s = tqdm(total=1000, desc="tokenizer", mininterval=5, bar_format="{desc} {percentage:3.0f}% {postfix}"), 0.0
+    bar, saved_s = (
+        tqdm(total=1000, desc="tokenizer", mininterval=5, bar_format="{desc} {percentage:3.0f}% {postfix}"),
+        0.0,
+    )
     while clock.progress < 1:
         video = to_unit(frames.clips(rng, training.batch, length), where)
-        noise_scale = training.latent_noise * torch.from_numpy(rng.random((training.batch, 1, 1, 1, 1))).to(where)
+        noise_scale = training.latent_noise * torch.from_numpy(rng.random((training.batch, 1, 1, 1, 1))).to(
+            where
+        )
         set_rates(optimizers, rate_factor(clock.progress))
         with fast_precision(where):
             output = core(model, video, noise_scale.float())
@@ -205,7 +228,8 @@ def reconstruct(model: Tokenizer, video: Tensor, noise_scale: Tensor) -> Tensor:
 
 
 def checkpoint(model, ema, optimizers, frames, training, clock, out, run) -> None:
-    """Measure on a fixed draw of clips, write weights, a picture (truth above, reconstruction below) and resume state."""
+    """Measure on a fixed draw of clips, write weights, a picture (truth above, reconstruction below) and
+    resume state."""
     where = next(model.parameters()).device
     rng = np.random.default_rng(1)
     if next(model.encoder.parameters()).requires_grad:  # else the latents stay what they were
@@ -222,7 +246,13 @@ def checkpoint(model, ema, optimizers, frames, training, clock, out, run) -> Non
         file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), "psnr_db": psnr}) + "\n")
     run.metrics({"psnr_db": psnr}, clock.step)
     run.artifact(picture)
-    save_resume(out / RESUME, {
-        "model": model.state_dict(), "ema": ema.state_dict(), "step": clock.step, "seconds": clock.seconds,
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-    })
+    save_resume(
+        out / RESUME,
+        {
+            "model": model.state_dict(),
+            "ema": ema.state_dict(),
+            "step": clock.step,
+            "seconds": clock.seconds,
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        },
+    )

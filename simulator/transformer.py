@@ -1,13 +1,14 @@
 """The spacetime diffusion transformer: noisy latents of a canvas in, predicted clean latents out.
 
-Every latent frame becomes a grid of patch tokens plus an action token and a register token. Most layers attend within
-a frame; every `full_every`-th attends over all tokens of all frames under a mask that is the caller's: bidirectional
-for clips made at once, causal with a sliding window for rollouts. One set of weights serves both, and a cache of the
-full layers' keys and values makes rollouts cost the same at every step.
+Every latent frame becomes a grid of patch tokens plus an action token and a register token. Most layers
+attend within a frame; every `full_every`-th attends over all tokens of all frames under a mask that is the
+caller's: bidirectional for clips made at once, causal with a sliding window for rollouts. One set of weights
+serves both, and a cache of the full layers' keys and values makes rollouts cost the same at every step.
 
-Sources: DiT (Peebles & Xie 2023) for the layout, adaLN-single (PixArt-alpha, Chen et al. 2023, section 2.3), per-frame noise
-levels (Diffusion Forcing, Chen et al. 2024), sparse temporal layers and grouped queries (Dreamer 4, Hafner et al. 2025),
-QK-norm, SwiGLU and axial RoPE; Plücker rays as camera condition (CameraCtrl, He et al. 2024).
+Sources: DiT (Peebles & Xie 2023) for the layout, adaLN-single (PixArt-alpha, Chen et al. 2023, section 2.3),
+per-frame noise levels (Diffusion Forcing, Chen et al. 2024), sparse temporal layers and grouped queries
+(Dreamer 4, Hafner et al. 2025), QK-norm, SwiGLU and axial RoPE; Plücker rays as camera condition (CameraCtrl,
+He et al. 2024).
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class TransformerConfig:
 EXTRA_TOKENS = 2
 ACTION_TOKEN, REGISTER_TOKEN = 0, 1
 PRESETS = {
-    "tiny": TransformerConfig(latent_channels=8, width=64, layers=2, full_every=2, heads=2, kv_heads=1, window=8),
+    "tiny": TransformerConfig(
+        latent_channels=8, width=64, layers=2, full_every=2, heads=2, kv_heads=1, window=8
+    ),
     "small": TransformerConfig(),
     "base": TransformerConfig(width=768, layers=16, full_every=4, heads=12, kv_heads=4, window=32),
 }
@@ -117,7 +120,8 @@ def attend(
     values: Float[Tensor, "b g m k"],
     allowed: Bool[Tensor, "b 1 s m"] | None,
 ) -> Float[Tensor, "b h s k"]:
-    """Grouped-query attention. Plain products: on a CPU the fused kernel's backward is slow on short sequences."""
+    """Grouped-query attention. Plain products: on a CPU the fused kernel's backward is slow on short
+    sequences."""
     length = queries.shape[2]
     queries = rearrange(queries, "b (g r) s k -> b g (r s) k", g=keys.shape[1])
     scores = (queries @ rearrange(keys, "b g m k -> b g k m")).float() * keys.shape[-1] ** -0.5
@@ -164,7 +168,9 @@ class TextAttention(nn.Module):
         self, x: Float[Tensor, "b s d"], text: Float[Tensor, "b l e"], known: Bool[Tensor, "b l"]
     ) -> Float[Tensor, "b s d"]:
         queries = self.query_norm(rearrange(self.queries(x), "b s (h k) -> b h s k", h=self.heads))
-        keys, values = rearrange(self.keys_values(text), "b l (two g k) -> two b g l k", two=2, g=self.kv_heads)
+        keys, values = rearrange(
+            self.keys_values(text), "b l (two g k) -> two b g l k", two=2, g=self.kv_heads
+        )
         keys = self.key_norm(keys)
         allowed = repeat(known, "b l -> b 1 s l", s=x.shape[1])
         mixed = attend(queries.to(values.dtype), keys.to(values.dtype), values, allowed)
@@ -186,8 +192,15 @@ class Block(nn.Module):
         for output in (self.attention.out, self.down, *([self.text.out] if self.text else [])):
             nn.init.zeros_(output.weight)
 
-    def forward(self, x: Tokens, shared: Float[Tensor, "b n six d"], conditions: Conditions, rotation: Tensor,
-                allowed: Tensor | None, past: KeysValues | None) -> tuple[Tokens, KeysValues | None]:
+    def forward(
+        self,
+        x: Tokens,
+        shared: Float[Tensor, "b n six d"],
+        conditions: Conditions,
+        rotation: Tensor,
+        allowed: Tensor | None,
+        past: KeysValues | None,
+    ) -> tuple[Tokens, KeysValues | None]:
         b, n, s, d = x.shape
         modulation = rearrange(shared, "b n six d -> six b n 1 d") + self.modulation[:, None, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
@@ -239,7 +252,10 @@ class Transformer(nn.Module):
     def _frame_condition(self, noise_level: Levels, conditions: Conditions) -> Float[Tensor, "b n d"]:
         frequencies = torch.exp(torch.linspace(0, 6, self.config.width // 2, device=noise_level.device))
         angles = noise_level[..., None] * frequencies
-        return self.level_in(torch.cat([angles.cos(), angles.sin()], dim=-1)) + self.world(conditions.world)[:, None]
+        return (
+            self.level_in(torch.cat([angles.cos(), angles.sin()], dim=-1))
+            + self.world(conditions.world)[:, None]
+        )
 
     def _tokens(self, latents: Tensor, conditions: Conditions, action: Float[Tensor, "b n d"]) -> Tokens:
         patches = "b n c (y p) (x q) -> b n (y x) (c p q)"
@@ -251,14 +267,21 @@ class Transformer(nn.Module):
         return torch.cat([action[:, :, None].to(grid.dtype), register, grid], dim=2)
 
     def _rotations(self, height: int, width: int, frames: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-        """Rotary tables of one frame's tokens and of all frames' tokens; the extra tokens stand at the origin."""
+        """Rotary tables of one frame's tokens and of all frames' tokens; the extra tokens stand at the
+        origin."""
         k, device = self.config.head_width, frames.device
-        y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+        y, x = torch.meshgrid(
+            torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+        )
         place = torch.stack([y.flatten(), x.flatten()], dim=-1).float() + 1
         place = torch.cat([place.new_zeros(EXTRA_TOKENS, 2), place])
-        everywhere = torch.cat([
-            repeat(frames, "n -> (n s) 1", s=len(place)), repeat(place, "s two -> (n s) two", n=len(frames)),
-        ], dim=-1)
+        everywhere = torch.cat(
+            [
+                repeat(frames, "n -> (n s) 1", s=len(place)),
+                repeat(place, "s two -> (n s) two", n=len(frames)),
+            ],
+            dim=-1,
+        )
         return rope(place, (k // 2, k // 2)), rope(everywhere, (k // 2, k // 4, k // 4))
 
     def forward(
@@ -273,7 +296,8 @@ class Transformer(nn.Module):
         """Predict clean latents.
 
         allowed: which frame may look at which (None: all at all); m counts the cached frames first.
-        first_frame: index of the first frame given, for its position. past: caches of the full layers, oldest first.
+        first_frame: index of the first frame given, for its position. past: caches of the full layers, oldest
+        first.
         """
         height, width = (size // self.config.patch for size in latents.shape[-2:])
         action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
@@ -292,13 +316,20 @@ class Transformer(nn.Module):
         caches, depth = [], 0
         for block in self.blocks:
             rotation = across if block.full else within
-            x, new = block(x, shared, conditions, rotation, allowed, past[depth] if past and block.full else None)
+            x, new = block(
+                x, shared, conditions, rotation, allowed, past[depth] if past and block.full else None
+            )
             if new is not None:
                 caches.append(new)
                 depth += 1
         x = F.rms_norm(x, (x.shape[-1],))
-        data = rearrange(self.patch_out(x[:, :, EXTRA_TOKENS:]), "b n (y x) (c p q) -> b n c (y p) (x q)",
-                         y=height, p=self.config.patch, q=self.config.patch)
+        data = rearrange(
+            self.patch_out(x[:, :, EXTRA_TOKENS:]),
+            "b n (y x) (c p q) -> b n c (y p) (x q)",
+            y=height,
+            p=self.config.patch,
+            q=self.config.patch,
+        )
         reward, terminated, log_error = self.heads_out(x[:, :, REGISTER_TOKEN]).float().unbind(dim=-1)
         return Prediction(data.float(), reward, terminated, log_error, caches)
 

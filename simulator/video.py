@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import av
+import av.error
 import imageio.v3 as iio
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def to_unit(frames: UInt8[np.ndarray, "*b h w 3"], device: torch.device | str = "cpu") -> Float[Tensor, "*b 3 h w"]:
+def to_unit(
+    frames: UInt8[np.ndarray, "*b h w 3"], device: torch.device | str = "cpu"
+) -> Float[Tensor, "*b 3 h w"]:
     """uint8 pixels -> floats in [-1, 1], channels first."""
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
     return rearrange(pixels, "... h w c -> ... c h w").float() / 127.5 - 1
@@ -33,7 +36,8 @@ def to_uint8(video: Float[Tensor, "*b 3 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
 
 
 def upscaled(frames: Frames, factor: int) -> UInt8[np.ndarray, "t h2 w2 3"]:
-    """Each pixel repeated `factor` times in both directions (so that small frames survive chroma subsampling)."""
+    """Each pixel repeated `factor` times in both directions (so that small frames survive chroma
+    subsampling)."""
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
@@ -75,7 +79,9 @@ def read_video(path: str | Path, *, limit: int | None = None) -> tuple[Frames, f
                 if limit is not None and len(frames) >= limit:
                     break
     except (av.error.FFmpegError, IndexError, OSError) as error:
-        raise ValueError(f"{path} does not decode as a video ({error}); re-encode it, for example to H.264") from error
+        raise ValueError(
+            f"{path} does not decode as a video ({error}); re-encode it, for example to H.264"
+        ) from error
     if not frames:
         raise ValueError(f"{path} holds no frame; re-encode it, for example to H.264")
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -95,7 +101,9 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=-1)
     if image.ndim != 3 or image.dtype != np.uint8:
-        raise ValueError(f"{path} is not an 8-bit picture (shape {image.shape}, {image.dtype}); convert it to RGB PNG")
+        raise ValueError(
+            f"{path} is not an 8-bit picture (shape {image.shape}, {image.dtype}); convert it to RGB PNG"
+        )
     return np.ascontiguousarray(image[..., :3])
 
 

@@ -1,7 +1,8 @@
 """The world model: tokenizer, transformer and prompt encoder put together.
 
-Two ways in: `generate` makes a whole canvas at once (bidirectional), `start` and `step` roll out one control step at a
-time (causal, cached). The state of a rollout is a value: keeping it is a fork, pickling it is saving it.
+Two ways in: `generate` makes a whole canvas at once (bidirectional), `start` and `step` roll out one control
+step at a time (causal, cached). The state of a rollout is a value: keeping it is a fork, pickling it is
+saving it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
@@ -26,7 +26,14 @@ from simulator.sampling import denoise, guided, row_noise
 from simulator.text import check_prompt, embed_one, pad
 from simulator.tokenizer import Latents, Past, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
-from simulator.transformer import EXTRA_TOKENS, Conditions, KeysValues, Prediction, Transformer, TransformerConfig
+from simulator.transformer import (
+    EXTRA_TOKENS,
+    Conditions,
+    KeysValues,
+    Prediction,
+    Transformer,
+    TransformerConfig,
+)
 from simulator.video import to_uint8, to_unit
 
 WEIGHTS = "world_model.safetensors"
@@ -47,7 +54,9 @@ class WorldModelConfig:
 class VideoModel(Protocol):
     """What anything that makes video from a canvas offers; pretrained models meet it too."""
 
-    def generate(self, canvas: Canvas, *, seed: int = 0, steps: int | None = None) -> UInt8[np.ndarray, "t h w 3"]: ...
+    def generate(
+        self, canvas: Canvas, *, seed: int = 0, steps: int | None = None
+    ) -> UInt8[np.ndarray, "t h w 3"]: ...
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,16 @@ class WorldModel:
         """
         folder = PRETRAINED if str(name_or_path) == "default" else Path(name_or_path)
         if not folder.is_dir():
-            raise ValueError(f"checkpoint {name_or_path} is not a folder; give 'default' or a folder of `orrery train world`")
+            raise ValueError(
+                f"checkpoint {name_or_path} is not a folder; "
+                "give 'default' or a folder of `orrery train world`"
+            )
         values = read_json(folder / CONFIG)
         for key in ("tokenizer", "transformer", "world_model"):
             if key not in values:
-                raise ValueError(f"{folder / CONFIG} has no {key!r}; give a folder that `orrery train world` wrote")
+                raise ValueError(
+                    f"{folder / CONFIG} has no {key!r}; give a folder that `orrery train world` wrote"
+                )
         config = as_config(WorldModelConfig, values["world_model"], folder / CONFIG)
         transformer = Transformer(as_config(TransformerConfig, values["transformer"], folder / CONFIG))
         load_weights(folder / WEIGHTS, transformer)
@@ -123,11 +137,15 @@ class WorldModel:
         for world in worlds:
             if world is not None:
                 self.action_size(world)
-        return torch.tensor([0 if w is None else self.worlds.index(w) + 1 for w in worlds], device=self.device)
+        return torch.tensor(
+            [0 if w is None else self.worlds.index(w) + 1 for w in worlds], device=self.device
+        )
 
     def _text(self, prompts: Sequence[str | None]) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"]]:
         width = self.transformer.config.text_width
-        text, known = pad([torch.zeros(1, width) if p is None else embed_one(check_prompt(p)) for p in prompts])
+        text, known = pad(
+            [torch.zeros(1, width) if p is None else embed_one(check_prompt(p)) for p in prompts]
+        )
         known = known & torch.tensor([p is not None for p in prompts])[:, None]
         return text.to(self.device), known.to(self.device)
 
@@ -140,7 +158,9 @@ class WorldModel:
         n = len(canvas.start_level)
         text, known = self._text([canvas.prompt])
         nothing = Conditions(
-            text, known, self._world_ids([canvas.world]),
+            text,
+            known,
+            self._world_ids([canvas.world]),
             torch.zeros(1, n, self.transformer.config.action_width, device=self.device),
             torch.zeros(1, n, dtype=torch.bool, device=self.device),
             torch.zeros(1, n, 6, y, x, device=self.device),
@@ -148,9 +168,13 @@ class WorldModel:
         )
         if canvas.actions is not None:
             if canvas.world is None or canvas.actions.shape[1] != self.action_size(canvas.world):
-                raise ValueError(f"actions of width {canvas.actions.shape[1]} do not fit world {canvas.world!r}")
+                raise ValueError(
+                    f"actions of width {canvas.actions.shape[1]} do not fit world {canvas.world!r}"
+                )
             led = np.pad(canvas.actions, ((1, 0), (0, 0)))[None]
-            nothing = nothing._replace(actions=self._actions(led), actions_known=torch.arange(n, device=self.device)[None] > 0)
+            nothing = nothing._replace(
+                actions=self._actions(led), actions_known=torch.arange(n, device=self.device)[None] > 0
+            )
         if canvas.cameras is not None:
             rays = canvas.cameras.relative_to_first().to(self.device).plucker(y, x)[None]
             nothing = nothing._replace(rays=rays, rays_known=torch.ones_like(nothing.rays_known))
@@ -170,7 +194,11 @@ class WorldModel:
         held = torch.from_numpy(canvas.held).to(self.device)[None]
         shape = (start.shape[1], self.tokenizer.config.channels, y, x)
         noise = row_noise([seed], 0, shape, self.device)
-        known = self.tokenizer.encode(to_unit(canvas.frames[None], self.device)) if bool((start < 1).any()) else noise
+        known = (
+            self.tokenizer.encode(to_unit(canvas.frames[None], self.device))
+            if bool((start < 1).any())
+            else noise
+        )
         noisy = add_noise(known, noise, start)
         unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
         both = Conditions(*(torch.cat(pair) for pair in zip(conditions, unprompted, strict=True)))
@@ -190,12 +218,22 @@ class WorldModel:
 
     @torch.inference_mode()
     def start(
-        self, prompts: Sequence[str], world: str, seeds: Sequence[int], *, height: int | None = None,
-        width: int | None = None, images: UInt8[np.ndarray, "b h w 3"] | None = None, guidance: float = 2.0,
+        self,
+        prompts: Sequence[str],
+        world: str,
+        seeds: Sequence[int],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        images: UInt8[np.ndarray, "b h w 3"] | None = None,
+        guidance: float = 2.0,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
-        """Begin one dream a row: from its prompt alone, or from a picture. Returns state, first frame and uncertainty."""
-        height, width = images.shape[1:3] if images is not None else (height or self.height, width or self.width)
-        y, x = self._check_size(height, width)
+        """Begin one dream a row: from its prompt alone, or from a picture. Returns state, first frame and
+        uncertainty."""
+        if images is not None:
+            height, width = images.shape[1:3]
+        height, width = height or self.height, width or self.width
+        self._check_size(height, width)
         text, known = self._text(list(prompts))
         b, device = len(prompts), self.device
         state = State([], None, text, known, self._world_ids([world] * b), tuple(seeds), 0, height, width)
@@ -214,16 +252,28 @@ class WorldModel:
     @torch.inference_mode()
     def step(
         self, state: State, actions: Float[np.ndarray, "b a"]
-    ) -> tuple[State, UInt8[np.ndarray, "b f h w 3"], Float[np.ndarray, " b"], Bool[np.ndarray, " b"], Float[np.ndarray, " b"]]:
-        """One control step of every row: new state, its frames, reward, terminated, and uncertainty (the error that the
-        model expects of its first guess, root mean square in units of the latents' standard deviation)."""
+    ) -> tuple[
+        State,
+        UInt8[np.ndarray, "b f h w 3"],
+        Float[np.ndarray, " b"],
+        Bool[np.ndarray, " b"],
+        Float[np.ndarray, " b"],
+    ]:
+        """One control step of every row: new state, its frames, reward, terminated, and uncertainty (the
+        error that the model expects of its first guess, root mean square in units of the latents' standard
+        deviation)."""
         conditions = self._step_conditions(state, self._actions(actions[:, None]))
         latents, uncertainty = self._new_latents(state, conditions, 1.0, self.config.sampler_steps)
         state, seen = self._commit(state, conditions, latents)
         video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
         terminated = (seen.terminated[:, 0] > 0).cpu().numpy()
-        return (dataclasses.replace(state, decoder=decoder), to_uint8(video), seen.reward[:, 0].cpu().numpy(), terminated,
-                uncertainty)
+        return (
+            dataclasses.replace(state, decoder=decoder),
+            to_uint8(video),
+            seen.reward[:, 0].cpu().numpy(),
+            terminated,
+            uncertainty,
+        )
 
     def _step_conditions(self, state: State, actions: Float[Tensor, "b 1 a"] | None) -> Conditions:
         b, device = len(state.seeds), self.device
@@ -231,8 +281,13 @@ class WorldModel:
         unknown = torch.zeros(b, 1, dtype=torch.bool, device=device)
         nothing = torch.zeros(b, 1, self.transformer.config.action_width, device=device)
         return Conditions(
-            state.text, state.text_known, state.world, nothing if actions is None else actions,
-            unknown if actions is None else ~unknown, torch.zeros(b, 1, 6, y, x, device=device), unknown,
+            state.text,
+            state.text_known,
+            state.world,
+            nothing if actions is None else actions,
+            unknown if actions is None else ~unknown,
+            torch.zeros(b, 1, 6, y, x, device=device),
+            unknown,
         )
 
     def _predict(self, state: State, conditions: Conditions, noisy: Tensor, level: Tensor) -> Prediction:
@@ -250,7 +305,9 @@ class WorldModel:
             found = self._predict(state, conditions, noisy, level)
             if guidance == 1:
                 return found
-            return found._replace(data=guided(found.data, self._predict(state, unprompted, noisy, level).data, guidance))
+            return found._replace(
+                data=guided(found.data, self._predict(state, unprompted, noisy, level).data, guidance)
+            )
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
         latents, first = denoise(predict, noise, start, torch.zeros_like(start, dtype=torch.bool), steps)
@@ -266,6 +323,8 @@ class WorldModel:
         if not state.cache:
             cache = seen.cache
         else:
-            cache = [KeysValues(*(torch.cat(pair, dim=2)[:, :, -keep:] for pair in zip(old, new, strict=True)))
-                     for old, new in zip(state.cache, seen.cache, strict=True)]
+            cache = [
+                KeysValues(*(torch.cat(pair, dim=2)[:, :, -keep:] for pair in zip(old, new, strict=True)))
+                for old, new in zip(state.cache, seen.cache, strict=True)
+            ]
         return dataclasses.replace(state, cache=cache, frame=state.frame + 1), seen

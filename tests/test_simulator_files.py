@@ -17,10 +17,16 @@ def episode(seed: int = 3, steps: int = 20, **changes) -> Episode:
     rng = np.random.default_rng(seed)
     values = {
         "frames": rng.integers(0, 256, (steps + 1, 16, 24, 3), dtype=np.uint8),
-        "actions": rng.random((steps, 5), dtype=np.float32), "rewards": rng.random(steps, dtype=np.float32),
-        "terminated": rng.random(steps) < 0.1, "prompt": "a red ball", "seed": seed, "env_id": "orrery/Room-v0",
-        "captions": ["a red ball", "a red ball left of a mug"], "metadata": {"policy": "random"},
-        "K": np.eye(3, dtype=np.float32), "c2w": rng.random((steps + 1, 4, 4), dtype=np.float32),
+        "actions": rng.random((steps, 5), dtype=np.float32),
+        "rewards": rng.random(steps, dtype=np.float32),
+        "terminated": rng.random(steps) < 0.1,
+        "prompt": "a red ball",
+        "seed": seed,
+        "env_id": "orrery/Room-v0",
+        "captions": ["a red ball", "a red ball left of a mug"],
+        "metadata": {"policy": "random"},
+        "K": np.eye(3, dtype=np.float32),
+        "c2w": rng.random((steps + 1, 4, 4), dtype=np.float32),
     }
     return Episode(**{**values, **changes})
 
@@ -31,7 +37,11 @@ def test_an_episode_comes_back_exactly(tmp_path):
     for name in ("frames", "actions", "rewards", "terminated", "K", "c2w"):
         assert np.array_equal(getattr(read, name), getattr(written, name)), name
     assert (read.prompt, read.seed, read.captions, read.metadata) == (
-        written.prompt, written.seed, written.captions, written.metadata)
+        written.prompt,
+        written.seed,
+        written.captions,
+        written.metadata,
+    )
     assert read.states is None
 
 
@@ -53,7 +63,11 @@ def test_what_is_half_written_is_never_listed(tmp_path):
 
 def test_lengths_that_contradict_are_refused():
     with pytest.raises(ValueError, match="actions has 5 entries, needs one fewer than its 21 frames"):
-        episode(actions=np.zeros((5, 5), np.float32), rewards=np.zeros(5, np.float32), terminated=np.zeros(5, bool))
+        episode(
+            actions=np.zeros((5, 5), np.float32),
+            rewards=np.zeros(5, np.float32),
+            terminated=np.zeros(5, bool),
+        )
 
 
 def test_an_empty_or_missing_folder_is_named(tmp_path):
@@ -87,13 +101,15 @@ def test_weights_come_back_and_a_pickle_is_refused(tmp_path):
     load_weights(tmp_path / "a.safetensors", other)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     torch.save(model.state_dict(), tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="not a safetensors file.*pickled checkpoints"):
+    with pytest.raises(ValueError, match=r"not a safetensors file.*pickled checkpoints"):
         load_weights(tmp_path / "b.safetensors", other)
     with pytest.raises(ValueError, match=r"does not fit its config\.json"):
         load_weights(tmp_path / "a.safetensors", Tokenizer(PRESETS["small"]))
 
 
-@pytest.mark.parametrize(("change", "words"), [({"extra": 1}, "unknown keys"), ({"channels": None}, "lacks the keys")])
+@pytest.mark.parametrize(
+    ("change", "words"), [({"extra": 1}, "unknown keys"), ({"channels": None}, "lacks the keys")]
+)
 def test_a_config_of_another_version_is_refused(tmp_path, change: dict, words: str):
     values = {**vars(PRESETS["tiny"]), **change}
     values = {key: value for key, value in values.items() if value is not None}
@@ -116,7 +132,11 @@ def test_missing_and_broken_checkpoints_are_named(tmp_path):
 
 def test_impossible_canvases_are_refused():
     pixels = np.zeros((4, 16, 16, 3), np.uint8)
-    for level, words in (([0, 0, 0, 0], "no unknown frame"), ([0, 0, 2, 0], r"must lie in \[0, 1\]"), ([], "no frame")):
+    for level, words in (
+        ([0, 0, 0, 0], "no unknown frame"),
+        ([0, 0, 2, 0], r"must lie in \[0, 1\]"),
+        ([], "no frame"),
+    ):
         with pytest.raises(ValueError, match=words):
             Canvas("x", pixels[: len(level)], np.array(level, np.float32))
     with pytest.raises(ValueError, match="needs 3 actions, got 2"):
@@ -147,6 +167,14 @@ def test_ssim_agrees_with_scikit_image():
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
     noisy = np.clip(truth + rng.normal(0, 30, truth.shape), 0, 255).astype(np.uint8)
-    _, full = metrics.structural_similarity(truth[0], noisy[0], gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-                                            channel_axis=-1, data_range=255, full=True)
+    _, full = metrics.structural_similarity(
+        truth[0],
+        noisy[0],
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        channel_axis=-1,
+        data_range=255,
+        full=True,
+    )
     assert abs(ssim(noisy, truth)[0] - full[5:-5, 5:-5].mean()) < 1e-6

@@ -27,16 +27,23 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def conditions(b: int, n: int, cells: int = 4, words: int = 5, seed: int = 0) -> Conditions:
     g = torch.Generator().manual_seed(seed)
     return Conditions(
-        torch.randn(b, words, TINY.text_width, generator=g), torch.ones(b, words, dtype=torch.bool),
-        torch.ones(b, dtype=torch.long), torch.randn(b, n, TINY.action_width, generator=g),
-        torch.ones(b, n, dtype=torch.bool), torch.randn(b, n, 6, cells, cells, generator=g),
+        torch.randn(b, words, TINY.text_width, generator=g),
+        torch.ones(b, words, dtype=torch.bool),
+        torch.ones(b, dtype=torch.long),
+        torch.randn(b, n, TINY.action_width, generator=g),
+        torch.ones(b, n, dtype=torch.bool),
+        torch.randn(b, n, 6, cells, cells, generator=g),
         torch.ones(b, n, dtype=torch.bool),
     )
 
 
 def one_frame(c: Conditions, k: int) -> Conditions:
-    return c._replace(actions=c.actions[:, k : k + 1], actions_known=c.actions_known[:, k : k + 1],
-                      rays=c.rays[:, k : k + 1], rays_known=c.rays_known[:, k : k + 1])
+    return c._replace(
+        actions=c.actions[:, k : k + 1],
+        actions_known=c.actions_known[:, k : k + 1],
+        rays=c.rays[:, k : k + 1],
+        rays_known=c.rays_known[:, k : k + 1],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +94,20 @@ def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transfor
         whole = transformer(latents, level, c, mask)
         past, found = None, []
         for k in range(n):
-            step = transformer(latents[:, k : k + 1], level[:, k : k + 1], one_frame(c, k), None, float(k), past)
+            step = transformer(
+                latents[:, k : k + 1], level[:, k : k + 1], one_frame(c, k), None, float(k), past
+            )
             found.append(step.data)
             tokens = step.cache[0].keys.shape[2]
             keep = (window - 1) * tokens
-            past = step.cache if past is None else [
-                KeysValues(*(torch.cat(p, dim=2)[:, :, -keep:] for p in zip(old, new, strict=True)))
-                for old, new in zip(past, step.cache, strict=True)
-            ]
+            past = (
+                step.cache
+                if past is None
+                else [
+                    KeysValues(*(torch.cat(p, dim=2)[:, :, -keep:] for p in zip(old, new, strict=True)))
+                    for old, new in zip(past, step.cache, strict=True)
+                ]
+            )
     assert n > 3 * window and whole.data.abs().max() > 0.1
     assert torch.allclose(torch.cat(found, dim=1), whole.data, atol=2e-5)
 
@@ -107,7 +120,9 @@ def test_the_causal_mask_hides_the_future_and_the_open_one_does_not(transformer:
     with torch.no_grad():
         for causal in (True, False):
             mask = frame_mask(n, torch.tensor([causal]), transformer.config.window)
-            difference = (transformer(latents, level, c, mask).data - transformer(changed, level, c, mask).data).abs()
+            difference = (
+                transformer(latents, level, c, mask).data - transformer(changed, level, c, mask).data
+            ).abs()
             assert (difference[:, :4].max() == 0) == causal
             assert difference[:, 4:].max() > 0
 
@@ -118,7 +133,9 @@ def test_unknown_conditions_do_not_matter_and_known_ones_do(transformer: Transfo
     for field, known in (("actions", "actions_known"), ("rays", "rays_known"), ("text", "text_known")):
         other = c._replace(**{field: getattr(c, field) + 1.5})
         with torch.no_grad():
-            assert not torch.allclose(transformer(latents, level, c).data, transformer(latents, level, other).data)
+            assert not torch.allclose(
+                transformer(latents, level, c).data, transformer(latents, level, other).data
+            )
             hide = {known: torch.zeros_like(getattr(c, known))}
             first, second = (transformer(latents, level, x._replace(**hide)).data for x in (c, other))
         assert torch.equal(first, second), field
@@ -165,7 +182,9 @@ def test_a_latent_step_is_made_from_its_own_frames_only_and_decoding_never_looks
         assert not torch.equal(model.decode(a)[:, 4], model.decode(b)[:, 4])
 
 
-@pytest.mark.parametrize(("height", "width", "words"), [(20, 16, "height must be .* got 20"), (16, 0, "width must be")])
+@pytest.mark.parametrize(
+    ("height", "width", "words"), [(20, 16, "height must be .* got 20"), (16, 0, "width must be")]
+)
 def test_a_size_that_does_not_divide_is_named(height: int, width: int, words: str):
     with pytest.raises(ValueError, match=words):
         Tokenizer(tokenizer_module.PRESETS["tiny"]).check_size(height, width)

@@ -1,4 +1,4 @@
-"""The world model put together: training on recorded clips, whole canvases, rollouts as values. Small and real, no mocks."""
+"""The world model put together: training, whole canvases, rollouts as values. Small and real."""
 
 import json
 import pickle
@@ -35,8 +35,16 @@ def moving_square(seed: int, steps: int = 20) -> Episode:
             place = np.clip(place + 3 * actions[k], 0, 26)
     cameras = orbit(steps + 1, height=32, width=32)
     return Episode(
-        np.stack(frames), actions, np.zeros(steps, np.float32), np.zeros(steps, bool), "a square", seed, "test/Square-v0",
-        ["a square", "a square that moves"], K=cameras.K[0].numpy(), c2w=cameras.c2w.numpy(),
+        np.stack(frames),
+        actions,
+        np.zeros(steps, np.float32),
+        np.zeros(steps, bool),
+        "a square",
+        seed,
+        "test/Square-v0",
+        ["a square", "a square that moves"],
+        K=cameras.K[0].numpy(),
+        c2w=cameras.c2w.numpy(),
     )
 
 
@@ -61,7 +69,11 @@ def model(trained: Path) -> WorldModel:
 def test_training_writes_a_whole_model_that_says_how_it_was_made(trained: Path, model: WorldModel):
     made = json.loads((trained / "world" / "config.json").read_text())["made"]
     assert made["steps"] == 12 and made["episodes"] == 6 and made["frames"] == 6 * 21
-    assert model.worlds == ("Square",) and model.action_size("Square") == 2 and (model.height, model.width) == (32, 32)
+    assert (
+        model.worlds == ("Square",)
+        and model.action_size("Square") == 2
+        and (model.height, model.width) == (32, 32)
+    )
     assert (trained / "world" / "preview.mp4").exists()
     assert not list(trained.rglob("*.partial*"))
 
@@ -76,12 +88,27 @@ def test_the_tokenizer_beats_each_frames_mean_colour(trained: Path):
 def test_a_run_goes_on_where_it_stopped(trained: Path):
     train(trained / "data", trained / "tokenizer", trained / "world2", preset="tiny", steps=4, track=False)
     before = torch.load(trained / "world2" / "world_model.resume.pt", weights_only=True)
-    train(trained / "data", trained / "tokenizer", trained / "world2", preset="tiny", steps=6, track=False, resume=True)
+    train(
+        trained / "data",
+        trained / "tokenizer",
+        trained / "world2",
+        preset="tiny",
+        steps=6,
+        track=False,
+        resume=True,
+    )
     after = torch.load(trained / "world2" / "world_model.resume.pt", weights_only=True)
     assert (before["step"], after["step"]) == (4, 6) and after["seconds"] > before["seconds"]
     assert any(not torch.equal(after["model"][name], value) for name, value in before["model"].items())
-    with pytest.raises(ValueError, match="--resume: .* is missing"):
-        train(trained / "data", trained / "tokenizer", trained / "nowhere", preset="tiny", resume=True, track=False)
+    with pytest.raises(ValueError, match=r"--resume: .* is missing"):
+        train(
+            trained / "data",
+            trained / "tokenizer",
+            trained / "nowhere",
+            preset="tiny",
+            resume=True,
+            track=False,
+        )
 
 
 def test_held_out_seeds_are_not_trained_on(trained: Path):
@@ -110,7 +137,9 @@ def test_noise_levels_cover_what_sampling_meets(kind: str):
 
 
 def test_a_seed_makes_the_same_video_and_another_seed_another(model: WorldModel):
-    canvas = text_to_video("a square", 9, world="Square", cameras=orbit(9, height=32, width=32), height=32, width=32)
+    canvas = text_to_video(
+        "a square", 9, world="Square", cameras=orbit(9, height=32, width=32), height=32, width=32
+    )
     first = model.generate(canvas, seed=5, steps=3)
     assert first.shape == (9, 32, 32, 3) and first.dtype == np.uint8
     assert np.array_equal(first, model.generate(canvas, seed=5, steps=3))
@@ -121,8 +150,11 @@ def test_prompt_actions_and_cameras_reach_the_picture(model: WorldModel):
     def make(prompt="a square", turn=0.0, elevation=30.0):
         cameras = orbit(5, height=32, width=32, elevation_deg=elevation)
         actions = np.full((4, 2), turn, np.float32)
-        return model.generate(text_to_video(prompt, 5, world="Square", height=32, width=32, cameras=cameras,
-                                            actions=actions), seed=1, steps=2)
+        return model.generate(
+            text_to_video(prompt, 5, world="Square", height=32, width=32, cameras=cameras, actions=actions),
+            seed=1,
+            steps=2,
+        )
 
     base = make()
     for other in (make(prompt="a blue ball on a table"), make(turn=1.0), make(elevation=60.0)):
@@ -133,7 +165,9 @@ def test_a_held_picture_stays(model: WorldModel):
     picture = moving_square(1).frames[0]
     video = model.generate(image_to_video(picture, None, 5, world="Square"), seed=0, steps=2)
     rebuilt = model.generate(image_to_video(picture, None, 2, world="Square"), seed=9, steps=1)
-    assert np.abs(video[0].astype(int) - rebuilt[0]).max() <= 1, "the first frame does not depend on what follows"
+    assert np.abs(video[0].astype(int) - rebuilt[0]).max() <= 1, (
+        "the first frame does not depend on what follows"
+    )
 
 
 def test_a_rollout_is_a_value_it_replays_forks_and_survives_pickling(model: WorldModel):
@@ -175,7 +209,16 @@ def test_memory_of_a_rollout_stops_growing(model: WorldModel):
 
 
 def test_fidelity_prints_its_table_and_refuses_what_was_trained_on(trained: Path, capsys):
-    assert evaluate(str(trained / "world"), trained / "held_out", out=trained / "rows.json", image=trained / "a.png", steps=2) == 0
+    assert (
+        evaluate(
+            str(trained / "world"),
+            trained / "held_out",
+            out=trained / "rows.json",
+            image=trained / "a.png",
+            steps=2,
+        )
+        == 0
+    )
     assert read_image(trained / "a.png").shape == (2 * 4 * 32, 2 * 9 * 32, 3)
     assert "| Square (2) | 16 |" in capsys.readouterr().out
     rows = json.loads((trained / "rows.json").read_text())
@@ -191,11 +234,20 @@ def test_generate_writes_videos_and_pictures_and_names_bad_input(trained: Path, 
     assert read_video(tmp_path / "a.mp4")[0].shape == (5, 32, 32, 3)
     assert read_image(tmp_path / "a.png").shape == (32, 32, 3)
     for words, changes in (
-        ("prompt is empty", {"prompt": "  "}), ("world must be one of Square", {"world": "Room"}),
-        ("height must be a positive multiple of 8, got 20", {"height": 20}), ("--sweep must be one of", {"sweep": "spin"}),
-        ("must end in .mp4", {"output": tmp_path / "b.txt"}), ("at least 1, got 0", {"frames": 0}),
+        ("prompt is empty", {"prompt": "  "}),
+        ("world must be one of Square", {"world": "Room"}),
+        ("height must be a positive multiple of 8, got 20", {"height": 20}),
+        ("--sweep must be one of", {"sweep": "spin"}),
+        ("must end in .mp4", {"output": tmp_path / "b.txt"}),
+        ("at least 1, got 0", {"frames": 0}),
     ):
-        values = {"prompt": "a square", "output": tmp_path / "b.mp4", "frames": 5, "world": "Square", **changes}
+        values = {
+            "prompt": "a square",
+            "output": tmp_path / "b.mp4",
+            "frames": 5,
+            "world": "Square",
+            **changes,
+        }
         with pytest.raises(ValueError, match=words):
             generate(**values, checkpoint=checkpoint)
     assert not (tmp_path / "b.mp4").exists()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 OPENGL_FROM_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
@@ -37,7 +37,9 @@ class Cameras:
     def __len__(self) -> int:
         return self.K.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Int[Tensor, " m"]) -> "Cameras":
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | Int[Tensor, " m"] | Bool[Tensor, " n"]
+    ) -> "Cameras":
         """Some of the cameras, always as `Cameras` (an int gives one camera)."""
         if isinstance(index, int):
             if not -len(self) <= index < len(self):

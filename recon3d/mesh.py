@@ -1,6 +1,7 @@
 """Depth -> surface, with Open3D: fusion, cleaning, pictures and scores of meshes. Metres, +Z up.
 
-Open3D takes w2c, camera z as depth, and has pixel centres at integers: converted here (`cx - 0.5, cy - 0.5`).
+Open3D takes w2c and camera z as depth. Its block grid reads the pixel that a projection falls into, so pixel
+centres are at 0.5 there as here (its older volumes round instead: centres at integers); a test measures it.
 """
 
 from dataclasses import dataclass
@@ -87,8 +88,7 @@ def fuse(
     reach = dict(
         depth_scale=1.0, depth_max=float(known.max()) + 1.0, trunc_voxel_multiplier=truncation_voxels
     )
-    intrinsics, poses = cameras.K.double().cpu().clone(), cameras.w2c.double().cpu()
-    intrinsics[:, :2, 2] -= 0.5
+    intrinsics, poses = cameras.K.double().cpu(), cameras.w2c.double().cpu()
     for picture, z, K, w2c in zip(rgb.cpu().float() / 255, known, intrinsics, poses, strict=True):
         if not z.any():
             continue

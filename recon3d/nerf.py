@@ -1,12 +1,12 @@
 """Frames and cameras -> radiance field, with nerfstudio: the one file that knows its models and conventions.
 
 `orrery-nerf` is a nerfstudio method (entry point `nerfstudio.method_configs`) around `recon3d.field`, made
-for a CPU; `reconstruct` trains it on frames in memory. Inside nerfstudio's box lengths are scaled so that the mean
-distance of the cameras from their focus point is 1, with that point at the origin: our own similarity
-(`recon3d.similarity`), whose inverse is kept. Axes need no change, since rays are handed over and
-not poses. nerfstudio's pose optimiser and
-appearance embeddings stay off, or they would absorb the inconsistency that a held-out view is to reveal.
-nerfstudio's `depth` is the distance along the ray; `View.depth` is camera z, converted here, once.
+for a CPU; `reconstruct` trains it on frames in memory. Inside nerfstudio's box lengths are scaled so that the
+cameras' mean distance from their focus point is 1, with that point at the origin: our own similarity
+(`recon3d.similarity`), whose inverse is kept. Axes need no change, since rays are handed over and not poses.
+nerfstudio's pose optimiser and appearance embeddings stay off, or they would absorb the inconsistency that a
+held-out view is to reveal. nerfstudio's `depth` is the distance along the ray; `View.depth` is camera z,
+converted here, once.
 """
 
 import time

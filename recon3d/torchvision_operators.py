@@ -1,8 +1,8 @@
 """A leaf that anyone may import: makes `import torchvision` work beside a CPU build of torch.
 
-PyPI's torchvision is built for CUDA; beside a CPU torch its compiled operators do not load, and its own import
-then fails with `operator torchvision::nms does not exist`. transformers and nerfstudio import torchvision without
-calling these operators, so declaring their signatures is enough. Gone when PyPI serves one built for the CPU.
+PyPI's torchvision is built for CUDA; beside a CPU torch its compiled operators do not load and its own import
+then fails with `operator torchvision::nms does not exist`. transformers and nerfstudio import torchvision but
+call none of these operators, so declaring their signatures is enough. Gone when PyPI serves a CPU build.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def operators_load() -> bool:
-    """Whether torchvision's compiled operators load beside this torch (True where there is no torchvision)."""
+    """Whether torchvision's compiled operators load beside this torch (True without any torchvision)."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.origin:
         return True

@@ -58,7 +58,9 @@ def trace(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         normals.append(up)
         if radius == TABLE_RADIUS:
             wave = torch.sin(6 * p[:, :1] + 2 * torch.sin(4 * p[:, 1:2])) * torch.sin(7 * p[:, 1:2])
-            colours.append(0.55 + 0.3 * wave * torch.tensor([1.0, 0.4, -0.5]) + torch.tensor([0.1, 0.0, -0.1]))
+            colours.append(
+                0.55 + 0.3 * wave * torch.tensor([1.0, 0.4, -0.5]) + torch.tensor([0.1, 0.0, -0.1])
+            )
         else:
             wave = torch.sin(1.5 * p[:, :1]) * torch.sin(1.5 * p[:, 1:2])
             colours.append(torch.tensor([0.3, 0.32, 0.36]) + 0.1 * wave / (1 + 0.1 * t[:, None] ** 2))

@@ -137,7 +137,7 @@ class Dream(gymnasium.Env):
             [self._prompt], self.world, [dream_seed], height=self.height, width=self.width, images=images
         )
         self._frame, self._step_count = frames[0, -1], 0
-        return self._frame.copy(), self._info(frames[0], uncertainty[0])
+        return self._frame.copy(), self._info(frames[0], float(uncertainty[0]))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """One control step of 0.1 s: `frames_per_step` new frames, of which the last is the observation.
@@ -157,7 +157,7 @@ class Dream(gymnasium.Env):
         self._dream, frames, reward, terminated, uncertainty = self.model.step(self._dream, action[None])
         self._frame = frames[0, -1]
         self._step_count += 1
-        info = self._info(frames[0], uncertainty[0])
+        info = self._info(frames[0], float(uncertainty[0]))
         cut = self._step_count >= self.step_limit
         return self._frame.copy(), float(reward[0]), bool(terminated[0]), cut, info
 
@@ -178,7 +178,7 @@ class Dream(gymnasium.Env):
             self.np_random.bit_generator.state,
         )
 
-    def load_state(self, state: DreamState) -> None:
+    def load_state(self, state: Any) -> None:
         """Go back (or over) to a saved state of the same world and picture size."""
         if not isinstance(state, DreamState):
             raise ValueError(f"state must come from save_state of a dream, got {type(state).__name__}")
@@ -205,5 +205,5 @@ class Dream(gymnasium.Env):
             "prompt": self._prompt,
             "frames": padded,
             "frame_count": len(frames),
-            "uncertainty": float(uncertainty),
+            "uncertainty": uncertainty,
         }

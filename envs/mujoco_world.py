@@ -249,7 +249,7 @@ class MujocoWorld(gymnasium.Env):
             self._spot_count, self._step_count, self.np_random.bit_generator.state,
         )  # fmt: skip
 
-    def load_state(self, state: WorldState) -> None:
+    def load_state(self, state: Any) -> None:
         """Go back (or over) to a saved state of the same world."""
         if not isinstance(state, WorldState) or state.scene.world != self.world:
             found = state.scene.world if isinstance(state, WorldState) else type(state).__name__

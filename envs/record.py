@@ -35,6 +35,7 @@ class Recording:
     steps: int
     height: int | None
     width: int | None
+    depth: bool = False
     options: dict[str, Any] | None = None
 
     def make(self) -> gymnasium.Env:
@@ -81,6 +82,8 @@ def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
     captions = list(world.captions()) if hasattr(world, "captions") else [prompt]
     scene = world.initial_scene if hasattr(world, "initial_scene") else None
     has_states = hasattr(world, "state_vector")
+    has_depth = recording.depth and hasattr(world, "depth")
+    depths = [world.depth()] if has_depth else []
     if has_states:
         states.append(world.state_vector())
     for _ in range(recording.steps):
@@ -91,6 +94,8 @@ def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
         rewards.append(reward)
         terminated.append(over)
         poses.append(info.get("c2w"))
+        if has_depth:
+            depths.append(world.depth())
         if has_states:
             states.append(world.state_vector())
         if over or cut:
@@ -107,6 +112,7 @@ def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
         K=K,
         c2w=None if any(pose is None for pose in poses) else np.stack(poses).astype(np.float32),
         states=np.stack(states).astype(np.float32) if has_states else None,
+        depth=np.stack(depths).astype(np.float16) if has_depth else None,
         metadata={"scene": scene, "policy": recording.policy, "versions": _versions()},
     )
 
@@ -180,10 +186,10 @@ def record(
         height: picture height in pixels; the env's own where left out.
         width: picture width in pixels; the env's own where left out.
         workers: processes; one per core where left out.
-        held_out: allow seeds of 900,000,000 and above, which are kept for evaluation.
+        held_out: allow seeds of 900,000,000 and above, which are kept for evaluation; store depth too.
     """
     _check(episodes, steps, policy, seed, held_out, workers)
-    recording = Recording(env_id, str(out), policy, steps, height, width)
+    recording = Recording(env_id, str(out), policy, steps, height, width, depth=held_out)
     try:
         with recording.make() as env:
             check_image_env(env, env_id)

@@ -30,7 +30,7 @@ class Episode:
 
     frames: uint8 RGB. actions: in [-1, 1]. rewards, terminated: of the step that `actions[k]` made. K:
     intrinsics in pixels (first pixel centre at 0.5). c2w: OpenCV, metres, one per frame. states: the world's
-    own.
+    own. depth: camera z in metres, half precision.
     """
 
     frames: UInt8[np.ndarray, "t h w 3"]
@@ -44,6 +44,7 @@ class Episode:
     K: Float[np.ndarray, "3 3"] | None = None
     c2w: Float[np.ndarray, "t 4 4"] | None = None
     states: Float[np.ndarray, "t s"] | None = None
+    depth: Float[np.ndarray, "t h w"] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,7 +58,7 @@ class Episode:
                 )
 
 
-ARRAYS = ("frames", "actions", "rewards", "terminated", "K", "c2w", "states")
+ARRAYS = ("frames", "actions", "rewards", "terminated", "K", "c2w", "states", "depth")
 ATTRIBUTES = ("prompt", "seed", "env_id", "captions", "metadata")
 
 

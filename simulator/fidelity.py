@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import tyro
-from jaxtyping import Float, UInt8
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
+from recon3d.cameras import Cameras
 from simulator.checkpoint import write_json
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
@@ -45,6 +48,8 @@ class Row:
     changed_share: float  # of the pixels, percent
     changed_psnr: float  # on these
     changed_copy: float
+    seen_share: float  # of the pixels, percent: what the first frame shows too, by depth; NaN without depth
+    seen_psnr: float  # on these
     sharpness: float  # ratio to the truth
     shuffled: float  # mean squared error with another episode's actions over that with the true ones
 
@@ -80,7 +85,7 @@ def dreams_of(model: WorldModel, world: str, episodes: list[Episode]) -> tuple[n
     return truth, np.concatenate(dreamed), np.concatenate(shuffled), np.concatenate(rebuilt)
 
 
-def compare(world: str, step: int, frame: int, truth, dreamed, shuffled, rebuilt) -> Row:
+def compare(world: str, step: int, frame: int, seen, truth, dreamed, shuffled, rebuilt) -> Row:
     """One row of the table: everything at exactly one step."""
     here, first, made = truth[:, frame], truth[:, 0], dreamed[:, frame]
     changed = (np.abs(here.astype(int) - first.astype(int)) > CHANGED).any(axis=-1)
@@ -102,9 +107,31 @@ def compare(world: str, step: int, frame: int, truth, dreamed, shuffled, rebuilt
         changed_share=float(100 * changed.mean()),
         changed_psnr=float(np.nanmean(psnr(made, here, changed))),
         changed_copy=float(np.nanmean(psnr(first, here, changed))),
+        seen_share=float(100 * seen.mean()) if seen.any() else float("nan"),
+        seen_psnr=float(np.nanmean(psnr(made, here, seen))) if seen.any() else float("nan"),
         sharpness=float(sharpness(made, here).mean()),
         shuffled=ratio,
     )
+
+
+def seen_in_first(episode: Episode, frame: int) -> Bool[np.ndarray, "h w"]:
+    """Which pixels of a frame show a surface that the first frame shows too.
+
+    Their points, by true depth, fall into the first picture at the depth found there (to 5 % or 5 cm). None
+    where depth or cameras are missing.
+    """
+    height, width = episode.frames.shape[1:3]
+    if episode.depth is None or episode.K is None or episode.c2w is None:
+        return np.zeros((height, width), bool)
+    pose = torch.from_numpy(episode.c2w[[0, frame]])
+    cameras = Cameras(torch.from_numpy(episode.K).expand(2, 3, 3), pose, height, width)
+    depth = torch.from_numpy(episode.depth[[0, frame]].astype(np.float32))
+    places, there = cameras[0].project(rearrange(cameras.unproject(depth)[1], "h w c -> (h w) c"))
+    x, y = places[0].floor().long().unbind(dim=-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (there[0] > 0)
+    found = depth[0][y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    same = (found - there[0]).abs() < (0.05 * found).clamp_min(0.05)
+    return rearrange(inside & same, "(h w) -> h w", h=height).numpy()
 
 
 def picture(truth: np.ndarray, dreamed: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
@@ -143,7 +170,10 @@ def measure(model: WorldModel, data: Path) -> tuple[list[Row], UInt8[np.ndarray,
     rows, pictures = [], []
     for world, episodes in sorted(held_out_episodes(model, data).items()):
         parts = dreams_of(model, world, episodes)
-        rows += [compare(world, step, step * model.frames_per_step, *parts) for step in STEPS]
+        for step in STEPS:
+            frame = step * model.frames_per_step
+            seen = np.stack([seen_in_first(episode, frame) for episode in episodes])
+            rows.append(compare(world, step, frame, seen, *parts))
         pictures.append(picture(*parts[:2]))
     return rows, np.concatenate(pictures)
 
@@ -152,15 +182,16 @@ def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| world | step | PSNR dB | copy | gain | ceiling | SSIM | copy | changed % "
-        "| PSNR there | copy there | gain there | sharpness | shuffled ratio |",
-        "|---" * 14 + "|",
+        "| PSNR there | copy there | gain there | seen % | PSNR there | sharpness | shuffled ratio |",
+        "|---" * 16 + "|",
     ]
     for r in rows:
         lines.append(
             f"| {r.world} ({r.episodes}) | {r.step} | {r.psnr:.2f} ± {r.interval:.2f} | {r.copy:.2f} "
             f"| {r.psnr - r.copy:+.2f} | {r.ceiling:.1f} | {r.ssim:.3f} | {r.copy_ssim:.3f} "
             f"| {r.changed_share:.1f} | {r.changed_psnr:.2f} | {r.changed_copy:.2f} "
-            f"| {r.changed_psnr - r.changed_copy:+.2f} | {r.sharpness:.2f} "
+            f"| {r.changed_psnr - r.changed_copy:+.2f} | {r.seen_share:.0f} | {r.seen_psnr:.2f} "
+            f"| {r.sharpness:.2f} "
             f"| {'' if np.isnan(r.shuffled) else f'{r.shuffled:.2f}'} |"
         )
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from recon3d.sweeps import orbit
 from simulator.canvas import image_to_video, text_to_video
 from simulator.clips import Episode, write_episode
-from simulator.fidelity import evaluate
+from simulator.fidelity import evaluate, seen_in_first
 from simulator.generate import generate
 from simulator.latents import load_latents
 from simulator.metrics import psnr
@@ -206,6 +207,17 @@ def test_memory_of_a_rollout_stops_growing(model: WorldModel):
         state, *_ = model.step(state, np.zeros((1, 2), np.float32))
         sizes.append(len(pickle.dumps(state)))
     assert max(sizes[model.transformer.config.window :]) - min(sizes[model.transformer.config.window :]) < 64
+
+
+def test_what_the_first_frame_saw_of_a_wall_is_what_the_shift_leaves():
+    wall = np.full((2, 32, 32), 4.0, np.float16)
+    K = np.array([[32, 0, 16], [0, 32, 16], [0, 0, 1]], np.float32)
+    c2w = np.stack([np.eye(4, dtype=np.float32)] * 2)
+    c2w[1, 0, 3] = 1.0  # a metre to the right at 4 m and 32 pixels focal length: 8 pixels of 32
+    shifted = replace(moving_square(0, steps=1), depth=wall, K=K, c2w=c2w, captions=[])
+    assert seen_in_first(shifted, 0).all()
+    assert seen_in_first(shifted, 1).mean() == 0.75 and not seen_in_first(shifted, 1)[:, -8:].any()
+    assert not seen_in_first(replace(shifted, depth=None), 1).any(), "without depth there is no evidence"
 
 
 def test_fidelity_prints_its_table_and_refuses_what_was_trained_on(trained: Path, capsys):

@@ -28,6 +28,15 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises ValueError if a folder cannot be made or written to: better known before the work than after."""
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{folder} cannot be made: {nearest} is a file; choose another folder")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{folder} cannot be written: no permission for {nearest}; choose another folder")
+
+
 def read_json(path: Path) -> Any:
     """Read JSON. Raises ValueError naming the file if it is missing or damaged."""
     if not path.is_file():

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras
-from simulator.checkpoint import write_json
+from simulator.checkpoint import check_writable, write_json
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
 from simulator.metrics import psnr, sharpness, ssim
@@ -212,6 +212,9 @@ def evaluate(
     device: str = "cpu",
 ) -> int:
     """Held-out fidelity: dreams against true continuations, beside copying the first frame."""
+    for path in (out, image):
+        if path is not None:
+            check_writable(path.parent)
     model = WorldModel.load(checkpoint, device)
     if steps is not None:
         model = model.with_config(sampler_steps=steps)

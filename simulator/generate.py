@@ -10,6 +10,7 @@ import tyro
 from recon3d.cameras import Cameras
 from recon3d.sweeps import arc, dolly, orbit, revisit
 from simulator.canvas import Canvas, image_to_video, text_to_video
+from simulator.checkpoint import check_writable
 from simulator.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, write_image, write_video
 from simulator.world_model import WorldModel
 
@@ -93,6 +94,7 @@ def generate(
         raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {frames}")
     if frames < 1:
         raise ValueError(f"--frames must be at least 1, got {frames}")
+    check_writable(output.parent)
     model = WorldModel.load(checkpoint, device)
     world = world or ("Orbit" if sweep else None)
     canvas = make_canvas(model, prompt, frames, height, width, image, sweep, world, guidance)

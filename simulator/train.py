@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from simulator.checkpoint import (
     CONFIG,
+    check_writable,
     code_version,
     ema_update,
     fingerprint,
@@ -319,6 +320,7 @@ def train(
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
     training = replace(TRAININGS[preset], world_weights=world_weights, sweep_weights=sweep_weights, **changes)
+    check_writable(out)
     torch.manual_seed(seed)
     where = torch.device(device)
     encoder = load_tokenizer(tokenizer, where)

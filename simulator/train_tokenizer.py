@@ -19,6 +19,7 @@ from tqdm import tqdm
 from simulator.checkpoint import (
     CONFIG,
     as_config,
+    check_writable,
     code_version,
     ema_update,
     load_resume,
@@ -161,6 +162,7 @@ def train_tokenizer(
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
     training = TokenizerTraining(**{**asdict(TRAININGS[preset]), **changes})
+    check_writable(out)
     torch.manual_seed(seed)
     rng, where = np.random.default_rng(seed), torch.device(device)
     model = Tokenizer(PRESETS[preset]).to(where)

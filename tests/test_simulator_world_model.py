@@ -251,6 +251,7 @@ def test_generate_writes_videos_and_pictures_and_names_bad_input(trained: Path, 
         ("height must be a positive multiple of 8, got 20", {"height": 20}),
         ("--sweep must be one of", {"sweep": "spin"}),
         ("must end in .mp4", {"output": tmp_path / "b.txt"}),
+        ("cannot be made: .*a.mp4 is a file", {"output": tmp_path / "a.mp4" / "b.mp4"}),
         ("at least 1, got 0", {"frames": 0}),
     ):
         values = {

@@ -1,5 +1,4 @@
-"""`python -m simulator.export RUN [OUT]`: a run's world model with its weights rounded to bf16, half as large.
-
+"""`python -m simulator.export RUN [OUT]`: a run's world model, its weights rounded to bf16: half the size.
 
 OUT is `simulator/pretrained` unless given. The rounding is part of the model: measure the exported one.
 """

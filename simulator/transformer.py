@@ -89,6 +89,17 @@ class Prediction(NamedTuple):
     cache: list[KeysValues]
 
 
+def extended(past: list[KeysValues], new: list[KeysValues], window: int) -> list[KeysValues]:
+    """The caches with one more frame, of which only what the next frame may see is kept."""
+    if not past:
+        return new
+    keep = (window - 1) * new[0].keys.shape[2]
+    return [
+        KeysValues(*(torch.cat(pair, dim=2)[:, :, -keep:] for pair in zip(old, fresh, strict=True)))
+        for old, fresh in zip(past, new, strict=True)
+    ]
+
+
 def frame_mask(frames: int, causal: Bool[Tensor, " b"], window: int) -> Bool[Tensor, "b n m"]:
     """Which frame (n) may look at which (m): all where not causal, else itself and the window - 1 before."""
     index = torch.arange(frames, device=causal.device)

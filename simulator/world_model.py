@@ -27,12 +27,12 @@ from simulator.text import check_prompt, embed_one, pad
 from simulator.tokenizer import Latents, Past, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import (
-    EXTRA_TOKENS,
     Conditions,
     KeysValues,
     Prediction,
     Transformer,
     TransformerConfig,
+    extended,
 )
 from simulator.video import to_uint8, to_unit
 
@@ -318,13 +318,5 @@ class WorldModel:
         noise = row_noise(list(state.seeds), 2 * state.frame + 1, latents.shape[1:], self.device)
         level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
         seen = self._predict(state, conditions, add_noise(latents, noise, level), level)
-        tokens = EXTRA_TOKENS + latents.shape[-1] * latents.shape[-2] // self.transformer.config.patch**2
-        keep = (self.transformer.config.window - 1) * tokens
-        if not state.cache:
-            cache = seen.cache
-        else:
-            cache = [
-                KeysValues(*(torch.cat(pair, dim=2)[:, :, -keep:] for pair in zip(old, new, strict=True)))
-                for old, new in zip(state.cache, seen.cache, strict=True)
-            ]
+        cache = extended(state.cache, seen.cache, self.transformer.config.window)
         return dataclasses.replace(state, cache=cache, frame=state.frame + 1), seen

@@ -10,7 +10,7 @@ from simulator import transformer as transformer_module
 from simulator.flow import add_noise, move, schedule, velocity
 from simulator.sampling import denoise, row_noise
 from simulator.tokenizer import Tokenizer
-from simulator.transformer import Conditions, KeysValues, Prediction, Transformer, frame_mask
+from simulator.transformer import Conditions, Prediction, Transformer, extended, frame_mask
 
 TINY = transformer_module.PRESETS["tiny"]
 
@@ -92,22 +92,13 @@ def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transfor
     mask = frame_mask(n, torch.ones(2, dtype=torch.bool), window)
     with torch.no_grad():
         whole = transformer(latents, level, c, mask)
-        past, found = None, []
+        past, found = [], []
         for k in range(n):
             step = transformer(
-                latents[:, k : k + 1], level[:, k : k + 1], one_frame(c, k), None, float(k), past
+                latents[:, k : k + 1], level[:, k : k + 1], one_frame(c, k), None, float(k), past or None
             )
             found.append(step.data)
-            tokens = step.cache[0].keys.shape[2]
-            keep = (window - 1) * tokens
-            past = (
-                step.cache
-                if past is None
-                else [
-                    KeysValues(*(torch.cat(p, dim=2)[:, :, -keep:] for p in zip(old, new, strict=True)))
-                    for old, new in zip(past, step.cache, strict=True)
-                ]
-            )
+            past = extended(past, step.cache, window)
     assert n > 3 * window and whole.data.abs().max() > 0.1
     assert torch.allclose(torch.cat(found, dim=1), whole.data, atol=2e-5)
 

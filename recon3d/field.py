@@ -34,6 +34,7 @@ class FieldConfig:
     density_scale: float = 25.0  # density of a raw value of about 1
     density_shift: float = -4.0  # raw value of empty space at the start
     sky_resolution: int = 12
+    negligible: float = 1e-3  # weight below which a sample's colour is left out
 
 
 class RadianceField(nn.Module):
@@ -43,13 +44,14 @@ class RadianceField(nn.Module):
         super().__init__()
         self.config = config
         self.density = VoxelPyramid(config.resolutions, 1)
-        self.colour = VoxelPyramid(config.resolutions, 3 + config.features)
+        self.colour = VoxelPyramid(config.resolutions, 3)
+        self.features = VoxelPyramid(config.resolutions[-2:-1], config.features)
         self.sky = VoxelPyramid((config.sky_resolution,), 3)
         self.shading = nn.Sequential(nn.Linear(config.features + 9, 32), nn.ReLU(), nn.Linear(32, 3))
         nn.init.zeros_(self.shading[-1].weight)
         nn.init.zeros_(self.shading[-1].bias)
-        for table in self.colour.tables[:1]:
-            nn.init.normal_(table[:, 3:], std=0.1)
+        for table in self.features.tables:
+            nn.init.normal_(table, std=0.1)
         self.register_buffer("baked", torch.zeros(config.baked_resolution**3, 1))
         self.levels = len(config.resolutions)
         self.bake()
@@ -96,10 +98,8 @@ class RadianceField(nn.Module):
         points = contract(self._middles(origins, directions, edges), c.inner, c.share)
         density = self.activated(self.density(points, self.levels)).view(len(origins), -1)
         weights = weights_of(density, edges)
-        values = self.colour(points, self.levels).view(*weights.shape, -1)
         opacity = weights.sum(-1)
-        rgb = (weights[..., None] * torch.sigmoid(values[..., :3])).sum(1)
-        features = (weights[..., None] * values[..., 3:]).sum(1)
+        rgb, features = self.composited(points, weights)
         sky = torch.sigmoid(self.sky(directions * 0.99, 1))
         rgb = rgb + (1 - opacity)[:, None] * sky
         rgb = rgb + self.shading(torch.cat([features, harmonics(directions)], -1)) * opacity[:, None]
@@ -112,6 +112,16 @@ class RadianceField(nn.Module):
             "disparity": (weights / middles).sum(-1) + (1 - opacity) / c.far,
             "spread": distortion(weights, 1 - 1 / (1 + edges)),
         }
+
+    def composited(
+        self, points: Float[Tensor, "p 3"], weights: Float[Tensor, "r n"]
+    ) -> tuple[Float[Tensor, "r 3"], Float[Tensor, "r f"]]:
+        """Colours and features of rays; only samples that matter are looked up, for speed."""
+        chosen = (weights.detach() > self.config.negligible).flatten().nonzero()[:, 0]
+        ray, weight = chosen // weights.shape[1], weights.flatten()[chosen, None]
+        colours = weight * torch.sigmoid(self.colour(points[chosen], self.levels))
+        features = weight * self.features(points[chosen], 1)
+        return tuple(x.new_zeros(len(weights), x.shape[1]).index_add(0, ray, x) for x in (colours, features))
 
     @staticmethod
     def _middles(

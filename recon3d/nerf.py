@@ -86,7 +86,7 @@ class OrreryNerfModel(Model):
         return self.generators[self.device]
 
     def get_param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        parts = {name: getattr(self.field, name) for name in ("density", "colour", "sky", "shading")}
+        parts = {name: getattr(self.field, name) for name in _RATES}
         return {name: list(part.parameters()) for name, part in parts.items()}
 
     def update_to_step(self, step: int) -> None:
@@ -140,6 +140,7 @@ class OrreryNerfModel(Model):
         return metrics, {"img": torch.cat([truth[0], rendered[0]], dim=1) / 255, "depth": outputs["depth"]}
 
 
+_RATES = {"density": 0.1, "colour": 0.1, "features": 0.1, "sky": 0.05, "shading": 2e-3}  # learning rates
 _OUTPUTS = {"accumulation": "opacity", "depth": "median", "expected_depth": "expected"}
 
 
@@ -173,7 +174,7 @@ PRESETS = {
 def method(preset: NerfPreset, seed: int = 0) -> TrainerConfig:
     """nerfstudio's configuration of a training run of our model."""
     optimizers = {}
-    for name, rate in {"density": 0.1, "colour": 0.1, "sky": 0.05, "shading": 2e-3}.items():
+    for name, rate in _RATES.items():
         decay = ExponentialDecaySchedulerConfig(
             lr_final=0.05 * rate,
             max_steps=preset.steps,

@@ -21,17 +21,20 @@ class _WeightedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, table, indices, weights):
         ctx.save_for_backward(indices, weights)
-        ctx.rows = table.shape[0]
+        ctx.shape = table.shape
         return nn.functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
 
     @staticmethod
     def backward(ctx, grad):
         indices, weights = ctx.saved_tensors
-        flat = indices.flatten()
-        total = grad.new_zeros(grad.shape[1], ctx.rows)
-        for channel, column in zip(total, grad.unbind(1), strict=True):
-            channel.index_add_(0, flat, (column[:, None] * weights).flatten())
-        return total.T, None, None
+        rows, channels = ctx.shape
+        parts = (weights[..., None] * grad[:, None]).view(-1, channels)
+        total = grad.new_zeros(rows, channels)
+        if channels == 1:  # the one-dimensional kernel is much faster
+            total[:, 0].index_add_(0, indices.flatten(), parts[:, 0])
+        else:
+            total.index_add_(0, indices.flatten(), parts)
+        return total, None, None
 
 
 def corners(

@@ -175,7 +175,7 @@ class Dream(gymnasium.Env):
             self._prompt,
             self._frame.copy(),
             self._step_count,
-            self.np_random.bit_generator.state,
+            dict(self.np_random.bit_generator.state),
         )
 
     def load_state(self, state: Any) -> None:
@@ -199,7 +199,7 @@ class Dream(gymnasium.Env):
         return [replace(state) for _ in range(n)]
 
     def _info(self, frames: np.ndarray, uncertainty: float) -> dict[str, Any]:
-        padded = np.zeros((self.frames_per_step, *self.observation_space.shape), np.uint8)
+        padded = np.zeros((self.frames_per_step, self.height, self.width, 3), np.uint8)
         padded[: len(frames)] = frames
         return {
             "prompt": self._prompt,

@@ -57,6 +57,10 @@ class MujocoWorld(gymnasium.Env):
     world: str
     action_size: int
     fovy_deg: float = 60.0
+    _scene: Scene
+    _model: mujoco.MjModel
+    _data: mujoco.MjData
+    _pose: Float64[np.ndarray, " p"]
 
     def __init__(self, height: int = 64, width: int = 64, render_mode: str | None = "rgb_array") -> None:
         for name, value in (("height", height), ("width", width)):
@@ -69,8 +73,7 @@ class MujocoWorld(gymnasium.Env):
         self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
         self._renderer: Renderer | None = None
-        self._model: mujoco.MjModel | None = None
-        self._scene: Scene | None = None
+        self._started = False
 
     # -- what a world says about itself
 
@@ -246,7 +249,7 @@ class MujocoWorld(gymnasium.Env):
         mujoco.mj_getState(self._model, self._data, physics, INTEGRATION)
         return WorldState(
             self._scene, self._prompt, self._captions, physics, self._pose.copy(), self._spots.copy(),
-            self._spot_count, self._step_count, self.np_random.bit_generator.state,
+            self._spot_count, self._step_count, dict(self.np_random.bit_generator.state),
         )  # fmt: skip
 
     def load_state(self, state: Any) -> None:
@@ -254,7 +257,7 @@ class MujocoWorld(gymnasium.Env):
         if not isinstance(state, WorldState) or state.scene.world != self.world:
             found = state.scene.world if isinstance(state, WorldState) else type(state).__name__
             raise ValueError(f"state must come from save_state of {self.world}, got one of {found}")
-        if state.scene != self._scene:
+        if not self._started or state.scene != self._scene:
             self._load_scene(state.scene)
         self._prompt, self._captions = state.prompt, state.captions
         self._pose, self._spots = state.pose.copy(), state.spots.copy()
@@ -276,12 +279,13 @@ class MujocoWorld(gymnasium.Env):
     # -- inside
 
     def _must_have_started(self) -> None:
-        if self._scene is None:
+        if not self._started:
             raise ValueError(f"orrery/{self.world}-v0 has no scene yet; call reset first")
 
     def _load_scene(self, scene: Scene) -> None:
         """Build the model and put everything where the scene says it starts."""
         self.close()
+        self._started = True
         self._scene = scene
         self._model = build(scene, self.height, self.width)
         self._data = mujoco.MjData(self._model)

@@ -22,7 +22,7 @@ SMOOTHING = 0.45
 
 def smooth(env: gymnasium.Env, rng: np.random.Generator, scale: float = 1.0) -> Policy:
     """Random targets, each held for a while and approached smoothly; reaches the whole action range."""
-    size = env.action_space.shape[0]
+    size = int(np.prod(env.action_space.shape or ()))
     target, action, left = np.zeros(size), np.zeros(size), 0
 
     def act() -> np.ndarray:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 import envs
@@ -74,10 +75,11 @@ def check_image_env(env: gymnasium.Env, env_id: str) -> None:
 def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
     """One episode, from its seed alone."""
     observation, info = env.reset(seed=seed, options=recording.options)
-    world = env.unwrapped
+    world: Any = env.unwrapped
     act = POLICIES[recording.policy](env, np.random.default_rng((seed, 1)))
     frames, actions, rewards, terminated = [observation], [], [], []
-    poses, states = [info.get("c2w")], []
+    poses: list[Any] = [info.get("c2w")]
+    states = []
     prompt, K = info.get("prompt", ""), info.get("K")
     captions = list(world.captions()) if hasattr(world, "captions") else [prompt]
     scene = world.initial_scene if hasattr(world, "initial_scene") else None
@@ -163,7 +165,7 @@ def _made(recording: Recording, seeds: list[int], workers: int) -> Iterator[dict
 
 
 def record(
-    env_id: str,
+    env_id: Annotated[str, tyro.conf.Positional],
     episodes: int,
     out: Path,
     policy: str = "scripted",

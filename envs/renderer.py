@@ -108,7 +108,10 @@ class Renderer:
         mujoco.mjr_render(area, self._scene, self._buffers)
         mujoco.mjr_readPixels(picture, None, area, self._buffers)
         s = SUPERSAMPLING
-        sums = sum(picture[i::s, j::s].astype(np.uint16) for i in range(s) for j in range(s))[::-1]
+        sums = np.zeros((height, width, 3), np.uint16)
+        for corner in range(s * s):
+            sums += picture[corner // s :: s, corner % s :: s]
+        sums = sums[::-1]
         return ((sums + s * s // 2) // (s * s)).astype(np.uint8)
 
     def _aim(self, K: np.ndarray, c2w: np.ndarray, height: int, width: int) -> None:

@@ -5,10 +5,11 @@ compare.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from envs.policies import POLICIES
@@ -59,7 +60,7 @@ def _episode(
 
 
 def rollout(
-    env_id: str,
+    env_id: Annotated[str, tyro.conf.Positional],
     policy: str = "random",
     episodes: int = 1,
     out: Path = Path("rollouts"),

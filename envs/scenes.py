@@ -31,7 +31,7 @@ def _yaw(angle: float) -> tuple[float, float, float, float]:
 def _any_turn(rng: np.random.Generator) -> tuple[float, float, float, float]:
     q = rng.normal(size=4)
     q /= np.linalg.norm(q)
-    return tuple(float(v) for v in q)
+    return (float(q[0]), float(q[1]), float(q[2]), float(q[3]))
 
 
 def _checked(name: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -251,13 +251,14 @@ def random_scene(rng: np.random.Generator, world: str, options: Any = None) -> S
     things = _on_stage(rng, things, kind) if world == "Lab" else place[world](rng, things)
     floor, light = str(rng.choice(list(FLOORS))), str(rng.choice(list(LIGHTS)))
     paints = [str(paint) for paint in rng.permutation(list(WALLS))]
-    walls = options["walls"] or (tuple(paints[:4]) if world == "Room" else (paints[0],) * 4)
+    asked_walls = tuple(_checked("wall", wall, tuple(WALLS)) for wall in options["walls"])
+    walls = asked_walls or (tuple(paints[:4]) if world == "Room" else (paints[0],) * 4)
     return Scene(
         world=world,
         kind=kind,
         things=tuple(things),
         floor=_checked("floor", options.get("floor") or floor, FLOORS + TEST_FLOORS),
-        walls=tuple(_checked("wall", wall, tuple(WALLS)) for wall in walls),
+        walls=(walls[0], walls[1], walls[2], walls[3]),
         light=_checked("light", options.get("light") or light, tuple(LIGHTS)),
         screen="slate" if kind == "occluder" else None,
     )

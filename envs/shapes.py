@@ -58,7 +58,7 @@ def _mug(r: float) -> list[Part]:
             Part(
                 "capsule",
                 (0.09 * r, float(np.linalg.norm(along) / 2)),
-                tuple(float(v) for v in (start + end) / 2),
+                (float(start[0] + end[0]) / 2, 0.0, float(start[2] + end[2]) / 2),
                 (float(np.cos(tilt)), 0.0, float(np.sin(tilt)), 0.0),
                 solid=False,
             )

@@ -5,6 +5,7 @@ import importlib
 import re
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -118,11 +119,16 @@ def test_packages_import_without_their_contents():
         assert (ROOT / room / "__init__.py").stat().st_size == 0, f"{room}/__init__.py must be empty"
 
 
+def empty_world():
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    return model, mujoco.MjData(model)
+
+
 WRONG_SHAPES = {
     "simulator": ("simulator.video", "to_uint8", lambda: (torch.zeros(5),)),
     "recon3d": ("recon3d.cameras", "rigid_inverse", lambda: (torch.zeros(4, 4),)),
     "probes": ("probes.measurement", "mean_interval", lambda: (np.zeros((2, 2)),)),
-    "envs": ("envs.mujoco_world", "opencv_pose", lambda: (np.zeros((3, 3)),)),
+    "envs": ("envs.marks", "find_spot", lambda: (*empty_world(), np.zeros((2, 2), int), *np.zeros((2, 3)))),
 }
 
 

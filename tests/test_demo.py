@@ -6,10 +6,14 @@ import socket
 
 import mlflow
 import pytest
+import torch
 import trimesh
 
+import orrery
 from probes.bench import bench
 from probes.demo import demo
+from recon3d.asset import read_capture
+from recon3d.sweeps import orbit
 
 BESIDE_EACH_OTHER = ("rollout", "sweep", "fall")
 
@@ -43,6 +47,15 @@ def test_the_demo_leaves_a_whole_report_and_never_calls_the_network(tmp_path, mo
     mlflow.set_tracking_uri(store)
     runs = mlflow.search_runs(experiment_names=["demo"], output_format="list")
     assert len(runs) == 1 and any(name.startswith("reference/") for name in runs[0].data.metrics)
+
+
+def test_a_prompt_becomes_a_capture_that_the_asset_command_reads(tmp_path):
+    words = orrery.dream_the_prompt(["prompt:a red ball", "-o", "ball.glb"], tmp_path)
+    assert words == [str(tmp_path), "-o", "ball.glb"]
+    frames, cameras = read_capture(tmp_path)
+    assert len(frames) == len(cameras) == orrery.SWEEP_VIEWS
+    asked = orbit(orrery.SWEEP_VIEWS)
+    assert torch.allclose(cameras.c2w, asked.c2w, atol=1e-5) and torch.allclose(cameras.K, asked.K, atol=1e-3)
 
 
 @pytest.mark.parametrize(

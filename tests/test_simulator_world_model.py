@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from recon3d.sweeps import orbit
+from simulator.batches import draw_levels
 from simulator.canvas import image_to_video, text_to_video
 from simulator.clips import Episode, write_episode
 from simulator.fidelity import evaluate, seen_in_first
 from simulator.generate import generate
 from simulator.latents import load_latents
 from simulator.metrics import psnr
-from simulator.train import draw_levels, train
+from simulator.train import train
 from simulator.train_tokenizer import load_tokenizer, train_tokenizer
 from simulator.video import read_image, read_video
 from simulator.world_model import WorldModel

@@ -96,68 +96,17 @@ def _wall(
         )
 
 
-def _surroundings(spec: MjSpec, scene: Scene, contact: dict) -> None:
-    """Floor, walls, table or stage: everything that never moves."""
-    world = spec.worldbody
-    ground = {
-        "type": mjtGeom.mjGEOM_PLANE,
-        "condim": 6,
-        "friction": [SLIDING[scene.world], 0.005, 0.003],
-        **contact,
-    }
-    floor = _surface(spec, "floor", scene.floor)
-    half, height, floor_z = {
-        "Room": (ROOM_HALF_M, 0.9, 0.0),
-        "Orbit": (2.6, 1.7, -0.7),
-        "Lab": (1.4, 1.7, 0.0),
-    }[scene.world]
-    if scene.world == "Orbit":
-        world.add_geom(name="table", material=floor, size=[TABLE_HALF_M, TABLE_HALF_M, 0.1], **ground)
-        world.add_geom(
-            name="table_edge",
-            type=FORMS["box"],
-            size=[TABLE_HALF_M, TABLE_HALF_M, 0.03],
-            pos=[0.0, 0.0, -0.034],
-            rgba=[0.30, 0.25, 0.22, 1.0],
-        )
-        world.add_geom(
-            name="ground",
-            type=mjtGeom.mjGEOM_PLANE,
-            pos=[0, 0, floor_z],
-            size=[half, half, 0.1],
-            rgba=[0.24, 0.23, 0.25, 1],
-        )
-    elif scene.world == "Room":
-        world.add_geom(name="floor", material=floor, size=[half, half, 0.1], **ground)
-    else:
-        world.add_geom(name="floor", material=floor, size=[4.0, 4.0, 0.1], **ground)
+def _plane(scene: Scene, contact: dict) -> dict:
+    """What all planes that things can lie on have in common."""
+    friction = [SLIDING[scene.world], 0.005, 0.003]
+    return {"type": mjtGeom.mjGEOM_PLANE, "condim": 6, "friction": friction, **contact}
+
+
+def _box_of_walls(
+    spec: MjSpec, scene: Scene, contact: dict, half: float, height: float, floor_z: float
+) -> None:
+    """Four walls around a square floor; `height` is half of theirs."""
     z, t = floor_z + height, 0.05
-    if scene.world == "Lab":
-        _wall(spec, "wall0", (0, STAGE_BACK_M + t, z), (4.0, t, height), scene.walls[0], contact, True)
-        for name, place, turn in (
-            ("left_glass", [-STAGE_HALF_X_M, 0, 0], [1, 0, 1, 0]),
-            ("right_glass", [STAGE_HALF_X_M, 0, 0], [1, 0, -1, 0]),
-            ("front_glass", [0, STAGE_FRONT_M, 0], [1, -1, 0, 0]),
-        ):
-            glass = {**ground, "friction": [0.05, 0.001, 0.0001]}
-            world.add_geom(
-                name=name,
-                pos=place,
-                quat=turn,
-                size=[4, 4, 0.1],
-                rgba=[0, 0, 0, 0],
-                group=HIDDEN_GROUP,
-                **glass,
-            )
-        if scene.screen:
-            world.add_geom(
-                name="screen",
-                type=FORMS["box"],
-                pos=[0, -0.42, 0.42],
-                size=[0.42, 0.03, 0.42],
-                rgba=[0.22, 0.24, 0.28, 1.0],
-            )
-        return
     long = half + 2 * t
     sides = (
         ((half + t, 0), (t, long)),
@@ -168,6 +117,63 @@ def _surroundings(spec: MjSpec, scene: Scene, contact: dict) -> None:
     for index, (centre, thickness) in enumerate(sides):
         place, size = (*centre, z), (*thickness, height)
         _wall(spec, f"wall{index}", place, size, scene.walls[index], contact, scene.world == "Room")
+
+
+def _room(spec: MjSpec, scene: Scene, contact: dict) -> None:
+    material = _surface(spec, "floor", scene.floor)
+    size = [ROOM_HALF_M, ROOM_HALF_M, 0.1]
+    spec.worldbody.add_geom(name="floor", material=material, size=size, **_plane(scene, contact))
+    _box_of_walls(spec, scene, contact, ROOM_HALF_M, 0.9, 0.0)
+
+
+def _table(spec: MjSpec, scene: Scene, contact: dict) -> None:
+    """A square table top at z = 0 over a dark floor, in a larger room of one paint."""
+    world, half, floor_z = spec.worldbody, 2.6, -0.7
+    material = _surface(spec, "floor", scene.floor)
+    size = [TABLE_HALF_M, TABLE_HALF_M, 0.1]
+    world.add_geom(name="table", material=material, size=size, **_plane(scene, contact))
+    world.add_geom(
+        name="table_edge",
+        type=FORMS["box"],
+        size=[TABLE_HALF_M, TABLE_HALF_M, 0.03],
+        pos=[0.0, 0.0, -0.034],
+        rgba=[0.30, 0.25, 0.22, 1.0],
+    )
+    world.add_geom(
+        name="ground",
+        type=mjtGeom.mjGEOM_PLANE,
+        pos=[0, 0, floor_z],
+        size=[half, half, 0.1],
+        rgba=[0.24, 0.23, 0.25, 1],
+    )
+    _box_of_walls(spec, scene, contact, half, 1.7, floor_z)
+
+
+def _stage(spec: MjSpec, scene: Scene, contact: dict) -> None:
+    """Lab's floor and back wall, panes of glass on the other sides, and the screen where there is one."""
+    world, plane, t, height = spec.worldbody, _plane(scene, contact), 0.05, 1.7
+    material = _surface(spec, "floor", scene.floor)
+    world.add_geom(name="floor", material=material, size=[4.0, 4.0, 0.1], **plane)
+    centre = (0, STAGE_BACK_M + t, height)
+    _wall(spec, "wall0", centre, (4.0, t, height), scene.walls[0], contact, True)
+    glass = {**plane, "friction": [0.05, 0.001, 0.0001], "rgba": [0, 0, 0, 0], "group": HIDDEN_GROUP}
+    for name, place, turn in (
+        ("left_glass", [-STAGE_HALF_X_M, 0, 0], [1, 0, 1, 0]),
+        ("right_glass", [STAGE_HALF_X_M, 0, 0], [1, 0, -1, 0]),
+        ("front_glass", [0, STAGE_FRONT_M, 0], [1, -1, 0, 0]),
+    ):
+        world.add_geom(name=name, pos=place, quat=turn, size=[4, 4, 0.1], **glass)
+    if scene.screen:
+        world.add_geom(
+            name="screen",
+            type=FORMS["box"],
+            pos=[0, -0.42, 0.42],
+            size=[0.42, 0.03, 0.42],
+            rgba=[0.22, 0.24, 0.28, 1.0],
+        )
+
+
+SURROUNDINGS = {"Room": _room, "Orbit": _table, "Lab": _stage}
 
 
 def _thing(spec: MjSpec, index: int, scene: Scene, contact: dict) -> None:
@@ -237,7 +243,7 @@ def build(scene: Scene, height: int, width: int) -> MjModel:
     )
     contact = BOUNCY if scene.world == "Lab" else DULL
     _lights(spec, scene)
-    _surroundings(spec, scene, contact)
+    SURROUNDINGS[scene.world](spec, scene, contact)
     for index in range(len(scene.things)):
         _thing(spec, index, scene, contact)
     return spec.compile()

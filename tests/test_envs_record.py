@@ -85,3 +85,11 @@ def test_bad_requests_are_named_in_one_line(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words) as caught:
         record(**{"env_id": "envs:orrery/Lab-v0", "episodes": 2, "out": tmp_path / "x", **SMALL, **changes})
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
+
+
+def test_evaluation_episodes_carry_the_exact_depth_of_every_frame():
+    recording = Recording("envs:orrery/Lab-v0", ".", "scripted", 3, 32, 32, depth=True)
+    with recording.make() as env:
+        episode = play(env, recording, HELD_OUT_SEED)
+        assert episode.depth.shape == (4, 32, 32)
+        assert np.allclose(episode.depth[-1], env.unwrapped.depth(), atol=2e-3)

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import envs
+from probes.peers import peer_step
 from probes.subjects import HELD_OUT_SEED, ReferenceSubject
 from recon3d import nerf, sweeps
 from simulator.world_model import WorldModel
@@ -115,6 +116,7 @@ def bench(
     preset: Literal["tiny", "cpu", "gpu"] = "cpu",
     out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None,
     seed: int = 0,
+    peer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
 ) -> int:
     """Speed of the dream, of the reference worlds and of the NeRF beside nerfacto, in one run.
 
@@ -127,6 +129,7 @@ def bench(
         preset: how long our NeRF trains; nerfacto gets the same seconds.
         out: also write the results as JSON to this file.
         seed: seed of scenes and noise.
+        peer: also time another project's world model, NAME=PATH of a checkout (diamond=PATH).
     """
     for name, value in (("--steps", steps), ("--turns", turns), ("--batch", batch)):
         if value < 1:
@@ -135,6 +138,7 @@ def bench(
     contestants: list[Contestant] = []
     if what in ("all", "dream"):
         contestants += dream_contestants(WorldModel.load(checkpoint), steps, batch, seed)
+    contestants += [contestant for spec in peer for contestant in peer_contestants(spec)]
     if what in ("all", "worlds"):
         contestants += [world_contestant(env_id, steps, seed) for env_id in REFERENCE_IDS]
     timings = race(contestants, turns)
@@ -185,6 +189,19 @@ class DreamRollout:
         with FlopCounterMode(display=False) as counter:
             self.advance(1)
         return counter.get_total_flops() / 2 / self._rows
+
+
+def peer_contestants(spec: str) -> list[Contestant]:
+    """A peer with random weights on 1 and on 2 threads, one step a turn."""
+    name, step = peer_step(spec)
+    with FlopCounterMode(display=False) as counter:
+        step()
+
+    def advance(steps: int) -> None:
+        for _ in range(steps):
+            step()
+
+    return [Contestant(name, threads, advance, 2, 1, counter.get_total_flops() / 2) for threads in (1, 2)]
 
 
 def world_contestant(env_id: str, steps: int, seed: int) -> Contestant:

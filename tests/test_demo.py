@@ -12,6 +12,7 @@ import trimesh
 import orrery
 from probes.bench import bench
 from probes.demo import demo
+from probes.peers import peer_step
 from recon3d.asset import read_capture
 from recon3d.sweeps import orbit
 
@@ -100,3 +101,12 @@ def test_reference_worlds_are_timed_without_weights(tmp_path):
 def test_the_bench_refuses_no_turns():
     with pytest.raises(ValueError, match="--turns"):
         bench(turns=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [("diamond", "NAME=PATH"), ("sora=/tmp", "diamond"), ("diamond=nowhere", "inner_model.py is missing")],
+)
+def test_an_unknown_peer_is_refused(spec, says):
+    with pytest.raises(ValueError, match=says):
+        peer_step(spec)

@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 # the first interpreter that really runs and is new enough (a pyenv shim may exist and not run)
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell $(p) -c \
   'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
-PACKAGES := simulator envs recon3d probes
 OUT ?= demo
+# test processes, one thread each
+WORKERS ?= 2
 export MUJOCO_GL ?= egl
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -17,7 +18,7 @@ demo: setup
 	$(BIN)/orrery demo --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 	$(if $(wildcard notebooks/*.ipynb),$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=900 notebooks)
 
 lint: setup

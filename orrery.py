@@ -15,6 +15,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -169,12 +170,11 @@ def run(words: list[str]) -> int:
     command = getattr(importlib.import_module(module), function)
     if name == "ns":
         return command(rest)
-    with contextlib.ExitStack() as stack:
-        if name == "asset" and any(word.startswith("prompt:") for word in rest):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="orrery-sweep-"))
-            rest = dream_the_prompt(rest, Path(folder))
-        call = parse(command, name, rest)
+    call = parse(command, name, rest)
+    if name != "asset" or not any(word.startswith("prompt:") for word in rest):
         return call()
+    with tempfile.TemporaryDirectory(prefix="orrery-sweep-") as folder:
+        return parse(command, name, dream_the_prompt(rest, Path(folder)))()
 
 
 def overview(prefix: str = "") -> str:
@@ -264,7 +264,8 @@ def dream_the_prompt(words: list[str], folder: Path) -> list[str]:
     """
     place = next(k for k, word in enumerate(words) if word.startswith("prompt:"))
     prompt = words[place].removeprefix("prompt:").strip()
-    seed = int(words[words.index("--seed") + 1]) if "--seed" in words[:-1] else 0
+    seeds = re.findall(r"--seed[= ](\d+)", " ".join(words))
+    seed = int(seeds[-1]) if seeds else 0
     simulator = importlib.import_module("simulator.world_model")
     canvas = importlib.import_module("simulator.canvas")
     video = importlib.import_module("simulator.video")

@@ -8,14 +8,15 @@ for it needs no unit of time.
 """
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from scipy import special
 
-from probes.measurement import Curve, Measurement, cannot_judge, mean_interval
+from probes.measurement import Curve, Measurement, cannot_judge, mean_interval, wilson_interval
 from probes.tracking import Track, track_moving_thing
 from recon3d.cameras import Cameras
 
@@ -326,32 +327,51 @@ def _residual(fall: Fall, cameras_known: bool) -> Measurement:
     )
 
 
-def combine_falls(falls: list[Measurement], *, target_m_s2: float = GRAVITY_M_S2) -> Measurement:
-    """Mean acceleration over several clips of one subject, with the interval of that mean.
+def combine_falls(clips: list[list[Measurement]], *, target_m_s2: float = GRAVITY_M_S2) -> list[Measurement]:
+    """Means over clips of one subject with the intervals of those means, and the share that was judged.
 
-    Clips that could not be judged do not enter the mean; the reason says how many there were.
+    Clips that could not be judged do not enter the means; the reasons say how many there were.
     """
-    name = "free_fall_acceleration_mean"
-    values = np.array([fall.value for fall in falls if fall.judged and fall.unit == "m/s^2"])
-    note = f"{len(values)} of {len(falls)} clips could be judged"
-    if len(values) < 2:
+    if not clips:
+        raise ValueError("combine_falls needs at least 1 clip, got none")
+    acceleration, exponent, residual = (_mean_of(list(column)) for column in zip(*clips, strict=True))
+    if acceleration.judged:
+        off = abs(acceleration.value - target_m_s2) / target_m_s2
+        inside = acceleration.interval[0] <= target_m_s2 <= acceleration.interval[1]
+        verdict = "consistent" if off <= TOLERANCE or inside else "inconsistent"
+        acceleration = replace(acceleration, verdict=verdict, target=target_m_s2)
+    count = sum(clip[0].judged for clip in clips)
+    share = Measurement(
+        "free_fall_share_judged",
+        count / len(clips),
+        "share",
+        len(clips),
+        "higher",
+        wilson_interval(count, len(clips)),
+        support_unit="clips",
+    )
+    return [acceleration, exponent, residual, share]
+
+
+def _mean_of(column: list[Measurement]) -> Measurement:
+    """One measurement's mean over clips; the verdict is that of most clips."""
+    judged = [measurement for measurement in column if measurement.judged]
+    reasons = Counter(measurement.reason for measurement in column if not measurement.judged)
+    first = (judged or column)[0]
+    note = f"{len(judged)} of {len(column)} clips judged"
+    if reasons:
+        note += f"; {reasons.most_common(1)[0][0]}"
+    if not judged:
         return cannot_judge(
-            name, "m/s^2", "target", note, support=len(values), support_unit="clips", target=target_m_s2
+            first.name, first.unit, first.better, note, support_unit="clips", target=first.target
         )
-    low, high = mean_interval(values)
-    mean = float(values.mean())
-    fair = abs(mean - target_m_s2) <= TOLERANCE * target_m_s2 or low <= target_m_s2 <= high
-    curve = {"clip": list(map(float, range(len(values)))), "acceleration_m_s2": values.tolist()}
-    return Measurement(
-        name,
-        mean,
-        "m/s^2",
-        len(values),
-        "target",
-        (low, high),
-        "consistent" if fair else "inconsistent",
-        note,
-        curve,
-        "clips",
-        target_m_s2,
+    values = np.array([measurement.value for measurement in judged])
+    return replace(
+        first,
+        value=float(values.mean()),
+        support=len(values),
+        support_unit="clips",
+        interval=mean_interval(values) if len(values) > 1 else first.interval,
+        verdict=Counter(measurement.verdict for measurement in judged).most_common(1)[0][0],
+        reason=note,
     )

@@ -32,7 +32,7 @@ class Swap:
 
 
 def prompt_following(
-    swaps: list[Swap], originals: Pictures, changed: Pictures, checker: Checker
+    swaps: list[Swap], originals: Pictures, changed: UInt8[np.ndarray, "m h w 3"], checker: Checker
 ) -> list[Measurement]:
     """Share of swaps that succeed, for both words, colours and shapes, and how well single pictures follow.
 

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from envs import lab_camera
 from envs.captions import parse, random_prompt, swap
 from envs.vocabulary import COLOURS, SHAPES
-from probes.checker import UNKNOWN
+from probes.checker import UNKNOWN, LabelledFrames
 from probes.prompt_following import Swap
 from recon3d.cameras import Cameras, from_transforms, intrinsics, look_at
-from simulator.canvas import text_to_video
+from simulator.canvas import image_to_video, text_to_video
 from simulator.clips import HELD_OUT_SEED, list_episodes, read_episode
 from simulator.video import VIDEO_SUFFIXES, read_image, read_video
 from simulator.world_model import WorldModel
@@ -84,17 +84,13 @@ class ReferenceSubject:
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.env_id.removeprefix("envs:") not in gymnasium.registry:
-            raise ValueError(f"env id must be one of {', '.join(env_ids())}, got {self.env_id!r}")
+        known = [name for name in env_ids() if name != "orrery/Dream-v0"]
+        if self.env_id.removeprefix("envs:") not in known:
+            raise ValueError(f"a reference world must be one of {', '.join(known)}, got {self.env_id!r}")
         object.__setattr__(self, "name", self.env_id.removeprefix("envs:"))
 
     def _started(self, prompt: str | None, seed: int) -> tuple[gymnasium.Env, np.ndarray, dict[str, Any]]:
         env = gymnasium.make(self.name, height=self.height, width=self.width, disable_env_checker=True)
-        if not hasattr(env.unwrapped, "render_at"):
-            env.close()
-            raise CannotAnswer(
-                f"{self.name} is no reference world: it has no exact cameras; use DreamSubject"
-            )
         asked = {"prompt": prompt} if prompt else {"scene": self.scene} if self.scene else {}
         frame, info = env.reset(seed=seed, options=asked)
         return env, frame, info
@@ -138,7 +134,11 @@ class DreamSubject:
 
     model: WorldModel
     world: str
-    name: str = "dream"
+    checkpoint: str = "default"
+
+    @property
+    def name(self) -> str:
+        return f"dream of {self.world}"
 
     def __post_init__(self) -> None:
         self.model.action_size(self.world)  # raises ValueError for a world that the model does not know
@@ -150,10 +150,7 @@ class DreamSubject:
     def rollout(self, prompt: str | None, actions: Actions, seed: int) -> Clip:
         """Dream from the prompt alone; Lab's fixed camera is known, other worlds' cameras are not."""
         prompt = prompt or random_prompt(np.random.default_rng(seed), self.world)
-        return self._rolled(prompt, actions, seed, None)
-
-    def _rolled(self, prompt: str, actions: Actions, seed: int, image: Frames | None) -> Clip:
-        state, first, _ = self.model.start([prompt], self.world, [seed], images=image)
+        state, first, _ = self.model.start([prompt], self.world, [seed])
         frames = [first[0]]
         for action in np.asarray(actions, np.float32):
             state, video, _, terminated, _ = self.model.step(state, action[None])
@@ -183,15 +180,17 @@ class DreamSubject:
         return Clip(video, self.fps, cameras, None, prompt)
 
     def continuation(self, frames: Frames, length: int, seed: int) -> Clip:
-        """Rollout without action from the last frame; the prompt is drawn from the seed."""
+        """What follows the last frame without words and without action."""
         if length < 1:
             raise ValueError(f"length must be at least 1 frame, got {length}")
-        prompt = random_prompt(np.random.default_rng(seed), self.world)
-        still = np.zeros((length, self.model.action_size(self.world)), np.float32)
-        clip = self._rolled(prompt, still, seed, frames[-1:])
-        return Clip(
-            clip.video[1 : 1 + length], clip.fps, self._cameras(clip.video[1 : 1 + length]), None, prompt
+        factor = self.model.frames_per_step
+        steps = -(-length // factor)
+        still = np.zeros((steps, self.model.action_size(self.world)), np.float32)
+        canvas = image_to_video(
+            frames[-1], None, 1 + steps * factor, world=self.world, actions=still, time_factor=factor
         )
+        video = self.model.generate(canvas, seed=seed)[1 : 1 + length]
+        return Clip(video, self.fps, self._cameras(video))
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ class FileSubject:
         return self.path.name
 
     def recorded(self) -> Clip:
-        """The file's own clip, with cameras where `transforms.json` gives them; its frame rate is not sure."""
+        """The file's own clip, with cameras where `transforms.json` gives them; its frame rate is unsure."""
         described = self.path / "transforms.json" if self.path.is_dir() else None
         if described is None:
             video, fps = read_video(self.path)
@@ -214,7 +213,7 @@ class FileSubject:
         pictures = [read_image(self.path / name) for name in files]
         if {picture.shape[:2] for picture in pictures} != {(cameras.height, cameras.width)}:
             raise ValueError(
-                f"{self.path}: pictures must be {cameras.height}x{cameras.width} as transforms.json says"
+                f"{self.path}: pictures must be {cameras.height}x{cameras.width} as transforms.json has it"
             )
         return Clip(np.stack(pictures), 10.0, cameras, fps_known=False)
 
@@ -240,20 +239,23 @@ def lab_cameras(count: int, height: int, width: int) -> Cameras:
     return Cameras(K.repeat(count, 1, 1), pose.repeat(count, 1, 1), height, width)
 
 
-def subject_of(target: str, *, world: str = "Lab") -> ReferenceSubject | DreamSubject | FileSubject:
-    """The subject that a command line names: a video file, posed pictures, an env id or a checkpoint.
+AnySubject = ReferenceSubject | DreamSubject | FileSubject
+
+
+def subjects_of(target: str) -> dict[str, AnySubject]:
+    """What a command line names, by world: a video or posed pictures (world ""), an env id, a checkpoint.
 
     Raises ValueError where it is none of them.
     """
-    path = Path(target)
+    path, name = Path(target), target.removeprefix("envs:")
     if path.suffix.lower() in VIDEO_SUFFIXES or (path / "transforms.json").is_file():
-        return FileSubject(path)
-    if target.removeprefix("envs:") == "orrery/Dream-v0" or target == "default":
-        return DreamSubject(WorldModel.load("default"), world)
-    if target.removeprefix("envs:") in gymnasium.registry:
-        return ReferenceSubject(target)
-    if path.is_dir():
-        return DreamSubject(WorldModel.load(path), world, f"dream of {path.name}")
+        return {"": FileSubject(path)}
+    if name in ("default", "orrery/Dream-v0") or path.is_dir():
+        checkpoint = str(path) if path.is_dir() else "default"
+        model = WorldModel.load(checkpoint)
+        return {world: DreamSubject(model, world, checkpoint) for world in model.worlds}
+    if name in env_ids():
+        return {name.removeprefix("orrery/").removesuffix("-v0"): ReferenceSubject(name)}
     raise ValueError(
         f"target must be a video file, a folder with transforms.json, an env id or a checkpoint, got "
         f"{target!r}; known env ids: {', '.join(env_ids())}"
@@ -283,47 +285,52 @@ def drop_prompts(count: int, seed: int) -> list[str]:
     return [random_prompt(generator, "Lab", kind="drop", count=1) for generator in generators]
 
 
-def labelled_frames(
-    folder: Path, *, episodes: int, frames_per_episode: int, seed: int
-) -> tuple[Frames, Int[np.ndarray, "n colours"]]:
-    """Frames of recorded Orbit episodes; for each colour 0 (absent), 1 + its thing's shape, or -1 (unclear).
+def labelled_frames(folder: Path, *, episodes: int, frames_per_episode: int, seed: int) -> LabelledFrames:
+    """Frames of recorded Orbit episodes, whose things stand still, and what can be seen in them.
 
     A thing is unclear where its centre is hidden behind a nearer thing or close to the picture's edge.
     """
     generator = np.random.default_rng(seed)
     paths = list_episodes(folder)
-    order = generator.permutation(len(paths))[:episodes]
-    frames, labels = [], []
-    for index in tqdm(order, desc=f"reading {folder}"):
+    found: list[tuple[np.ndarray, ...]] = []
+    for index in tqdm(generator.permutation(len(paths))[:episodes], desc=f"reading {folder}"):
         episode = read_episode(paths[index])
-        if episode.K is None or episode.c2w is None or episode.states is None:
-            raise ValueError(f"{paths[index]} has no cameras or states; record it from orrery/Orbit-v0")
+        if episode.K is None or episode.c2w is None or "scene" not in episode.metadata:
+            raise ValueError(f"{paths[index]} has no cameras or scene; record it from orrery/Orbit-v0")
         picks = generator.choice(
             len(episode.frames), min(frames_per_episode, len(episode.frames)), replace=False
         )
-        frames.append(episode.frames[picks])
         K = torch.from_numpy(episode.K).repeat(len(picks), 1, 1)
         cameras = Cameras(K, torch.from_numpy(episode.c2w[picks]), *episode.frames.shape[1:3])
-        labels.append(_labels(episode.metadata["scene"]["things"], cameras))
-    return np.concatenate(frames), np.concatenate(labels)
+        found.append((episode.frames[picks], *_labels(episode.metadata["scene"]["things"], cameras)))
+    return LabelledFrames(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _labels(things: list[dict[str, Any]], cameras: Cameras) -> Int[np.ndarray, "n colours"]:
-    """What each camera sees of the things, which stand still, colour by colour."""
+def _labels(
+    things: list[dict[str, Any]], cameras: Cameras
+) -> tuple[Int[np.ndarray, "n colours"], Int[np.ndarray, "n rows columns"]]:
+    """What each camera sees of the things: by colour, and by place on a map of half the picture's size."""
     labels = np.zeros((len(cameras), len(COLOURS)), np.int64)
     centres = torch.tensor([thing["position"] for thing in things], dtype=torch.float32)
     places, depth = (values.numpy() for values in cameras.project(centres))
     radii = cameras.K[0, 1, 1].item() * np.array([thing["radius_m"] for thing in things]) / depth
-    edge = np.stack(
-        [places[..., 0], cameras.width - places[..., 0], places[..., 1], cameras.height - places[..., 1]]
-    )
-    for index, thing in enumerate(things):
+    far_edge = np.array([cameras.width, cameras.height]) - places
+    edge = np.minimum(places, far_edge).min(axis=-1)
+    rows, columns = (2 * grid + 1.0 for grid in np.indices((cameras.height // 2, cameras.width // 2)))
+    painted = np.zeros((len(cameras), *rows.shape), np.int64)
+    for index in np.argsort(-depth.mean(axis=0)):  # the nearest last
+        thing = things[index]
         apart = np.linalg.norm(places - places[:, index : index + 1], axis=-1)
         hidden = ((apart < 0.9 * radii) & (depth < depth[:, index : index + 1])).any(axis=1)
-        unclear = hidden | (edge[..., index].min(axis=0) < 0.5 * radii[:, index])
+        unclear = hidden | (edge[:, index] < 0.5 * radii[:, index])
         column = list(COLOURS).index(thing["colour"])
         labels[:, column] = np.where(unclear, UNKNOWN, 1 + SHAPES.index(thing["shape"]))
-    return labels
+        x, y = places[:, index, 0, None, None], places[:, index, 1, None, None]
+        distance = np.hypot(columns - x, rows - y) / radii[:, index, None, None]
+        painted[distance < 1.7] = UNKNOWN
+        if thing["shape"] != "L block":  # its centre is not always on it
+            painted[(distance < 0.35) & ~hidden[:, None, None]] = 1 + column
+    return labels, painted
 
 
 def pictures_from_text(

@@ -147,10 +147,15 @@ def test_the_track_follows_the_ball_to_a_tenth_of_a_pixel_and_not_its_shadow():
 
 def test_falls_of_several_clips_combine_with_an_interval():
     cameras = fixed_camera(14)
-    falls = [free_fall(rendered(fallen(9.81, start_m=start)), 10.0, cameras)[0] for start in (2.0, 2.1, 2.2)]
-    mean = combine_falls([*falls, free_fall(rendered(np.full(14, 1.0)), 10.0, cameras)[0]])
+    falls = [free_fall(rendered(fallen(9.81, start_m=start)), 10.0, cameras) for start in (2.0, 2.1, 2.2)]
+    still = free_fall(rendered(np.full(14, 1.0)), 10.0, cameras)
+    mean, _, _, share = combine_falls([*falls, still])
     assert mean.support == 3 and "3 of 4" in mean.reason and mean.verdict == "consistent"
-    assert not combine_falls(falls[:1]).judged
+    assert share.value == 0.75
+    alone = combine_falls(falls[:1])[0]
+    assert alone.interval == falls[0][0].interval
+    nothing = combine_falls([still, still])
+    assert math.isnan(nothing[0].value) and nothing[3].value == 0 and "frozen" in nothing[0].reason
 
 
 def test_fit_fall_is_exact_on_exact_heights():

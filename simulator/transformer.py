@@ -81,23 +81,32 @@ class KeysValues(NamedTuple):
     values: Float[Tensor, "b g m k"]
 
 
+class Memory(NamedTuple):
+    """What a later frame needs of those before it."""
+
+    layers: list[KeysValues]  # of the full layers, oldest frame first
+    latents: Float[Tensor, "b 1 c y x"]  # of the frame just before
+    noise_level: Float[Tensor, "b 1"]  # of that frame
+
+
 class Prediction(NamedTuple):
     data: Float[Tensor, "b n c y x"]
     reward: Float[Tensor, "b n"]
     terminated: Float[Tensor, "b n"]  # logit
     log_error: Float[Tensor, "b n"]  # natural log of the expected mean squared error of `data`
-    cache: list[KeysValues]
+    memory: Memory  # of the frames given alone
 
 
-def extended(past: list[KeysValues], new: list[KeysValues], window: int) -> list[KeysValues]:
-    """The caches with one more frame, of which only what the next frame may see is kept."""
-    if not past:
+def extended(past: Memory | None, new: Memory, window: int) -> Memory:
+    """The memory with one more frame, of which only what the next frame may see is kept."""
+    if past is None:
         return new
-    keep = (window - 1) * new[0].keys.shape[2]
-    return [
+    keep = (window - 1) * new.layers[0].keys.shape[2]
+    layers = [
         KeysValues(*(torch.cat(pair, dim=2)[:, :, -keep:] for pair in zip(old, fresh, strict=True)))
-        for old, fresh in zip(past, new, strict=True)
+        for old, fresh in zip(past.layers, new.layers, strict=True)
     ]
+    return new._replace(layers=layers)
 
 
 def frame_mask(frames: int, causal: Bool[Tensor, " b"], window: int) -> Bool[Tensor, "b n m"]:
@@ -234,6 +243,7 @@ class Transformer(nn.Module):
         self.config = config
         d, cell = config.width, config.patch**2
         self.patch_in = nn.Linear(config.latent_channels * cell, d)
+        self.previous_in = nn.Linear(config.latent_channels * cell, d, bias=False)
         self.rays_in = nn.Linear(6 * cell, d)
         self.rays_unknown = nn.Parameter(torch.zeros(d))
         self.register = nn.Parameter(torch.randn(d) * 0.02)
@@ -242,6 +252,7 @@ class Transformer(nn.Module):
         self.no_text = nn.Parameter(torch.randn(config.text_width) * 0.02)
         self.text_norm = nn.RMSNorm(config.text_width)
         self.level_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+        self.previous_level_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
         self.modulation = nn.Linear(d, 6 * d)
         self.blocks = nn.ModuleList(
             Block(config, full=(i + 1) % config.full_every == 0, text=i % config.text_every == 0)
@@ -252,28 +263,41 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
         nn.init.zeros_(self.patch_out.weight)
+        nn.init.zeros_(self.previous_in.weight)
+        nn.init.zeros_(self.previous_level_in[2].weight)
         nn.init.normal_(self.world.weight, std=0.02)
 
     @property
     def not_for_muon(self) -> frozenset[str]:
         """First and last layers and embeddings, which Muon's authors leave to AdamW."""
-        first_last = ("patch_in", "rays_in", "patch_out", "world", "level_in.0", "action_in.0", "heads_out")
+        first_last = ("patch_", "previous_", "rays_in", "world", "level_in.0", "action_in.0", "heads_out")
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(first_last))
 
-    def _frame_condition(self, noise_level: Levels, conditions: Conditions) -> Float[Tensor, "b n d"]:
+    def _frame_condition(
+        self, noise_level: Levels, previous_level: Levels, conditions: Conditions
+    ) -> Float[Tensor, "b n d"]:
         frequencies = torch.exp(torch.linspace(0, 6, self.config.width // 2, device=noise_level.device))
-        angles = noise_level[..., None] * frequencies
-        return (
-            self.level_in(torch.cat([angles.cos(), angles.sin()], dim=-1))
-            + self.world(conditions.world)[:, None]
-        )
 
-    def _tokens(self, latents: Tensor, conditions: Conditions, action: Float[Tensor, "b n d"]) -> Tokens:
+        def waves(level: Levels) -> Float[Tensor, "b n d"]:
+            angles = level[..., None] * frequencies
+            return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+        levels = self.level_in(waves(noise_level)) + self.previous_level_in(waves(previous_level))
+        return levels + self.world(conditions.world)[:, None]
+
+    def _tokens(
+        self,
+        latents: Float[Tensor, "b n c y x"],
+        previous: Float[Tensor, "b n c y x"],
+        conditions: Conditions,
+        action: Float[Tensor, "b n d"],
+    ) -> Tokens:
         patches = "b n c (y p) (x q) -> b n (y x) (c p q)"
         p, (b, n) = self.config.patch, latents.shape[:2]
         rays = self.rays_in(rearrange(conditions.rays.to(latents.dtype), patches, p=p, q=p))
         rays = torch.where(conditions.rays_known[..., None, None], rays, self.rays_unknown)
         grid = self.patch_in(rearrange(latents, patches, p=p, q=p)) + rays
+        grid = grid + self.previous_in(rearrange(previous, patches, p=p, q=p))
         register = repeat(self.register, "d -> b n 1 d", b=b, n=n).to(grid.dtype)
         return torch.cat([action[:, :, None].to(grid.dtype), register, grid], dim=2)
 
@@ -302,17 +326,19 @@ class Transformer(nn.Module):
         conditions: Conditions,
         allowed: Bool[Tensor, "b n m"] | None = None,
         first_frame: Float[Tensor, ""] | float = 0.0,
-        past: list[KeysValues] | None = None,
+        past: Memory | None = None,
     ) -> Prediction:
         """Predict clean latents.
 
         allowed: which frame may look at which (None: all at all); m counts the cached frames first.
-        first_frame: index of the first frame given, for its position. past: caches of the full layers, oldest
-        first.
+        first_frame: index of the first frame given, for its position. past: memory of the frames before.
         """
         height, width = (size // self.config.patch for size in latents.shape[-2:])
         action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
-        x = self._tokens(latents, conditions, action)
+        memory = past or Memory([], torch.zeros_like(latents[:, :1]), torch.ones_like(noise_level[:, :1]))
+        previous = torch.cat([memory.latents.to(latents.dtype), latents[:, :-1]], dim=1)
+        previous_level = torch.cat([memory.noise_level, noise_level[:, :-1]], dim=1)
+        x = self._tokens(latents, previous, conditions, action)
         frames = torch.arange(latents.shape[1], device=latents.device) + first_frame
         within, across = self._rotations(height, width, frames)
         if allowed is not None:
@@ -322,13 +348,15 @@ class Transformer(nn.Module):
         text = torch.where(anything[:, None, None], self.text_norm(conditions.text.to(x.dtype)), self.no_text)
         known = conditions.text_known | ~anything[:, None]
         conditions = conditions._replace(text=text, text_known=known)
-        shared = self.modulation(F.silu(self._frame_condition(noise_level, conditions) + action))
+        shared = self.modulation(
+            F.silu(self._frame_condition(noise_level, previous_level, conditions) + action)
+        )
         shared = rearrange(shared, "b n (six d) -> b n six d", six=6)
         caches, depth = [], 0
         for block in self.blocks:
             rotation = across if block.full else within
             x, new = block(
-                x, shared, conditions, rotation, allowed, past[depth] if past and block.full else None
+                x, shared, conditions, rotation, allowed, past.layers[depth] if past and block.full else None
             )
             if new is not None:
                 caches.append(new)
@@ -342,7 +370,8 @@ class Transformer(nn.Module):
             q=self.config.patch,
         )
         reward, terminated, log_error = self.heads_out(x[:, :, REGISTER_TOKEN]).float().unbind(dim=-1)
-        return Prediction(data.float(), reward, terminated, log_error, caches)
+        new_memory = Memory(caches, latents[:, -1:], noise_level[:, -1:])
+        return Prediction(data.float(), reward, terminated, log_error, new_memory)
 
 
 def _masked(actions: Float[Tensor, "b n a"], known: Bool[Tensor, "b n"]) -> Float[Tensor, "b n a1"]:

@@ -28,7 +28,7 @@ from simulator.tokenizer import Latents, Past, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import (
     Conditions,
-    KeysValues,
+    Memory,
     Prediction,
     Transformer,
     TransformerConfig,
@@ -63,7 +63,7 @@ class VideoModel(Protocol):
 class State:
     """A rollout, as a value. Rows are independent dreams of one age."""
 
-    cache: list[KeysValues]  # of the full layers, the last window - 1 latent steps
+    memory: Memory | None  # of the last window - 1 latent steps; None before the first
     decoder: Past | None  # what the streaming decoder looks back at; None before the first frame
     text: Float[Tensor, "b l e"]
     text_known: Bool[Tensor, "b l"]
@@ -236,7 +236,7 @@ class WorldModel:
         self._check_size(height, width)
         text, known = self._text(list(prompts))
         b, device = len(prompts), self.device
-        state = State([], None, text, known, self._world_ids([world] * b), tuple(seeds), 0, height, width)
+        state = State(None, None, text, known, self._world_ids([world] * b), tuple(seeds), 0, height, width)
         conditions = self._step_conditions(state, None)
         if images is not None:
             latents = self.tokenizer.encode(to_unit(images[:, None], device))
@@ -291,7 +291,7 @@ class WorldModel:
         )
 
     def _predict(self, state: State, conditions: Conditions, noisy: Tensor, level: Tensor) -> Prediction:
-        return self.transformer(noisy, level, conditions, None, float(state.frame), state.cache or None)
+        return self.transformer(noisy, level, conditions, None, float(state.frame), state.memory)
 
     def _new_latents(
         self, state: State, conditions: Conditions, guidance: float, steps: int
@@ -318,5 +318,5 @@ class WorldModel:
         noise = row_noise(list(state.seeds), 2 * state.frame + 1, latents.shape[1:], self.device)
         level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
         seen = self._predict(state, conditions, add_noise(latents, noise, level), level)
-        cache = extended(state.cache, seen.cache, self.transformer.config.window)
-        return dataclasses.replace(state, cache=cache, frame=state.frame + 1), seen
+        memory = extended(state.memory, seen.memory, self.transformer.config.window)
+        return dataclasses.replace(state, memory=memory, frame=state.frame + 1), seen

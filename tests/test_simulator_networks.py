@@ -10,7 +10,7 @@ from simulator import transformer as transformer_module
 from simulator.flow import add_noise, move, schedule, velocity
 from simulator.sampling import denoise, row_noise
 from simulator.tokenizer import Tokenizer
-from simulator.transformer import Conditions, Prediction, Transformer, extended, frame_mask
+from simulator.transformer import Conditions, Memory, Prediction, Transformer, extended, frame_mask
 
 TINY = transformer_module.PRESETS["tiny"]
 
@@ -70,7 +70,8 @@ def test_a_perfect_predictor_is_sampled_exactly_and_held_frames_stand_still(step
 
     def predict(x, level):
         levels.append(level)
-        return Prediction(data, *(torch.zeros(1, 4) for _ in range(3)), cache=[])
+        memory = Memory([], x[:, -1:], level[:, -1:])
+        return Prediction(data, *(torch.zeros(1, 4) for _ in range(3)), memory=memory)
 
     clean, _ = denoise(predict, noisy, start, held, steps)
     assert torch.equal(clean[:, :2], noisy[:, :2])
@@ -92,13 +93,13 @@ def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transfor
     mask = frame_mask(n, torch.ones(2, dtype=torch.bool), window)
     with torch.no_grad():
         whole = transformer(latents, level, c, mask)
-        past, found = [], []
+        past, found = None, []
         for k in range(n):
             step = transformer(
-                latents[:, k : k + 1], level[:, k : k + 1], one_frame(c, k), None, float(k), past or None
+                latents[:, k : k + 1], level[:, k : k + 1], one_frame(c, k), None, float(k), past
             )
             found.append(step.data)
-            past = extended(past, step.cache, window)
+            past = extended(past, step.memory, window)
     assert n > 3 * window and whole.data.abs().max() > 0.1
     assert torch.allclose(torch.cat(found, dim=1), whole.data, atol=2e-5)
 

@@ -1,9 +1,12 @@
 """The spacetime diffusion transformer: noisy latents of a canvas in, predicted clean latents out.
 
-Every latent frame becomes a grid of patch tokens plus an action token and a register token. Most layers
-attend within a frame; every `full_every`-th attends over all tokens of all frames under a mask that is the
-caller's: bidirectional for clips made at once, causal with a sliding window for rollouts. One set of weights
-serves both, and a cache of the full layers' keys and values makes rollouts cost the same at every step.
+Every latent frame becomes a grid of patch tokens plus an action token and a register token. A patch token
+also gets the same patch of the frame before, at that frame's noise level (as DIAMOND stacks frames, Alonso et
+al. 2024): what stands still is then kept without attention, and every layer can work on what moves. Most
+layers attend within a frame; every `full_every`-th attends over all tokens of all frames under a mask that is
+the caller's: bidirectional for clips made at once, causal with a sliding window for rollouts. One set of
+weights serves both, and a cache of the full layers' keys and values makes rollouts cost the same at every
+step.
 
 Sources: DiT (Peebles & Xie 2023) for the layout, adaLN-single (PixArt-alpha, Chen et al. 2023, section 2.3),
 per-frame noise levels (Diffusion Forcing, Chen et al. 2024), sparse temporal layers and grouped queries

@@ -191,3 +191,11 @@ def test_bad_rollouts_are_named_in_one_line(keywords, words, tmp_path):
     with pytest.raises(ValueError, match=words) as caught:
         rollout(**{"env_id": "envs:orrery/Room-v0", "out": tmp_path / "x", **keywords})
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_shipped_dream_passes_gymnasiums_own_check(world):
+    with gymnasium.make("envs:orrery/Dream-v0", disable_env_checker=True, world=world) as env:
+        check_env(env.unwrapped, skip_render_check=True)
+        observation, info = env.reset(seed=0)
+    assert observation.shape == (64, 64, 3) and np.isfinite(info["uncertainty"])

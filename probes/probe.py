@@ -24,7 +24,6 @@ from probes.subjects import (
     HELD_OUT_SEED,
     AnySubject,
     CannotAnswer,
-    Clip,
     DreamSubject,
     FileSubject,
     ReferenceSubject,
@@ -190,26 +189,29 @@ def sweep_consistency(subjects: dict[str, AnySubject], protocol: Protocol) -> Fi
             clip = only.recorded()
             if clip.cameras is None:
                 raise CannotAnswer(f"{only.name} has no cameras; give a folder with transforms.json")
+            cameras = clip.cameras
         else:
             subject = _subject_for(subjects, "Orbit")
+            cameras = sweeps.orbit(protocol.views)
             prompt = held_out_swaps(1, protocol.seed)[0].prompt
-            clip = subject.sweep(prompt, sweeps.orbit(protocol.views), HELD_OUT_SEED + protocol.seed)
+            clip = subject.sweep(prompt, cameras, HELD_OUT_SEED + protocol.seed)
     except CannotAnswer as refusal:
         pairs = zip(NAMES, UNITS, strict=True)
         return Finding([cannot_judge(name, unit, "higher", str(refusal)) for name, unit in pairs])
-    return Finding(_rebuilt(clip, protocol), (("sweep", clip.video),))
+    return Finding(_rebuilt(clip.video, cameras, protocol), (("sweep", clip.video),))
 
 
-def _rebuilt(clip: Clip, protocol: Protocol) -> list[Measurement]:
+def _rebuilt(video: Frames, cameras: Cameras, protocol: Protocol) -> list[Measurement]:
+    """Scores of one reconstruction; a sweep that is no scene gets its low value, not an excuse."""
+
     def reconstruct(frames: UInt8[torch.Tensor, "n h w 3"], cameras: Cameras) -> HeldOut:
-        return nerf.reconstruct(frames, cameras, protocol.preset, seed=protocol.seed, progress=True).held_out
+        preset = nerf.PRESETS[protocol.preset]
+        config = nerf.method(preset, protocol.seed)
+        return nerf.train_and_score(
+            config, frames, cameras, preset.steps, preset.rays_per_step, protocol.seed, progress=True
+        ).held_out
 
-    assert clip.cameras is not None
-    try:
-        return consistency(clip.video, clip.cameras, reconstruct)
-    except nerf.NothingReconstructed as failure:
-        pairs = zip(NAMES, UNITS, strict=True)
-        return [cannot_judge(name, unit, "higher", str(failure)) for name, unit in pairs]
+    return consistency(video, cameras, reconstruct)
 
 
 def swaps_followed(subjects: dict[str, AnySubject], protocol: Protocol) -> Finding:

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from simulator.optim import Learner
+
 CONFIG = "config.json"
 Config = TypeVar("Config")
 
@@ -111,24 +113,27 @@ def code_version() -> str:
     return (commit.stdout.strip() + ("+" if changes.stdout.strip() else "")) or "unknown"
 
 
-def save_resume(path: Path, state: dict[str, Any]) -> None:
-    """Write what a run needs to go on (optimizer, step, generators), whole or not at all."""
+def save_learner(path: Path, learner: Learner) -> None:
+    """Write what a run needs to go on, whole or not at all."""
+    state = {
+        "model": learner.model.state_dict(),
+        "ema": learner.ema.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in learner.optimizers],
+        "step": learner.clock.step,
+        "seconds": learner.clock.seconds,
+    }
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     torch.save(state, partial)
     os.replace(partial, path)
 
 
-def load_resume(path: Path) -> dict[str, Any]:
-    """Read a run's own resume file; only tensors and plain values are accepted."""
+def load_learner(path: Path, learner: Learner) -> None:
+    """Fill a learner from a run's own resume file; only tensors and plain values are accepted."""
     if not path.is_file():
         raise ValueError(f"--resume: {path} is missing; start without --resume")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """Exponential moving average of the weights; buffers are copied."""
-    with torch.no_grad():
-        for kept, new in zip(ema.parameters(), model.parameters(), strict=True):
-            kept.lerp_(new.to(kept.dtype), 1 - decay)
-        for kept, new in zip(ema.buffers(), model.buffers(), strict=True):
-            kept.copy_(new)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    learner.model.load_state_dict(state["model"])
+    learner.ema.load_state_dict(state["ema"])
+    for optimizer, values in zip(learner.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    learner.clock.step, learner.clock.earlier_s = state["step"], state["seconds"]

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 
@@ -75,3 +75,34 @@ class Clock:
     @property
     def left_s(self) -> float:
         return self.seconds * (1 - self.progress) / self.progress if self.progress else float("nan")
+
+
+@dataclass
+class Learner:
+    """All that a run of training changes."""
+
+    model: nn.Module
+    ema: nn.Module  # the moving average of the weights, which is what ships
+    optimizers: list[Optimizer]
+    clock: Clock
+
+
+def take_step(learner: Learner, loss: Tensor, ema_decay: float) -> None:
+    """One optimisation step: backward, clip, step, follow with the moving average (faster while it is
+    young)."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(learner.model.parameters(), 1.0)
+    for optimizer in learner.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    learner.clock.step += 1
+    ema_update(
+        learner.ema, learner.model, min(ema_decay, (1 + learner.clock.step) / (10 + learner.clock.step))
+    )
+
+
+def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights; buffers are left alone."""
+    with torch.no_grad():
+        for kept, new in zip(ema.parameters(), model.parameters(), strict=True):
+            kept.lerp_(new.to(kept.dtype), 1 - decay)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -25,17 +27,16 @@ from simulator.checkpoint import (
     CONFIG,
     check_writable,
     code_version,
-    ema_update,
     fingerprint,
-    load_resume,
+    load_learner,
     read_json,
-    save_resume,
+    save_learner,
     save_weights,
     write_json,
 )
 from simulator.flow import add_noise, loss_weight
 from simulator.latents import LatentEpisodes, load_latents
-from simulator.optim import Clock, fast_precision, make_optimizers, rate_factor, set_rates
+from simulator.optim import Clock, Learner, fast_precision, make_optimizers, rate_factor, set_rates, take_step
 from simulator.tokenizer import Tokenizer
 from simulator.tracking import Run, tracked_run
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
@@ -162,84 +163,73 @@ def train(
     config = replace(PRESETS[preset], latent_channels=encoder.config.channels)
     episodes = load_latents(data, encoder, fingerprint(tokenizer / TOKENIZER_WEIGHTS), config.action_width)
     model = Transformer(config).to(where)
-    ema = copy.deepcopy(model).requires_grad_(False)
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
-    clock = Clock(training.steps, training.minutes)
+    average = copy.deepcopy(model).requires_grad_(False)
+    learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
     if resume:
-        saved = load_resume(out / RESUME)
-        model.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
-        for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        clock.step, clock.earlier_s = saved["step"], saved["seconds"]
+        load_learner(out / RESUME, learner)
     out.mkdir(parents=True, exist_ok=True)
     with tracked_run("orrery-world", out.name, track) as run:
         run.params({"preset": preset, **asdict(training), **asdict(config)})
-        fit(model, ema, optimizers, episodes, encoder, tokenizer, training, clock, seed, out, run, compile)
+        fit(
+            learner,
+            episodes,
+            training,
+            seed,
+            compile,
+            run,
+            lambda averages: keep(learner, averages, out, tokenizer, encoder, episodes, training, run),
+        )
     return 0
 
 
+def keep(learner, averages, out, tokenizer_folder, encoder, episodes, training, run) -> None:
+    """Write the model so far, what a resumed run needs, a line of metrics and a preview."""
+    clock = learner.clock
+    save(out, learner.ema, tokenizer_folder, episodes, training, clock)
+    save_learner(out / RESUME, learner)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), **averages}) + "\n")
+    config = WorldModelConfig(episodes.worlds, episodes.action_sizes, episodes.height, episodes.width)
+    preview(out, WorldModel(config, encoder, learner.ema), episodes, encoder, run)
+
+
 def fit(
-    model, ema, optimizers, episodes, encoder, tokenizer_folder, training, clock, seed, out, run, compiled
+    learner: Learner,
+    episodes: LatentEpisodes,
+    training: WorldTraining,
+    seed: int,
+    compiled: bool,
+    run: Run,
+    keep_it: Callable[[dict[str, float]], None],
 ) -> None:
     """The loop. Every step's draw depends on the seed and the step alone, so a resumed run goes on as it
     would have."""
+    model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
     text_tokens = -(-max(len(e) for e in episodes.text) // 8) * 8
     core = torch.compile(loss_of, dynamic=False) if compiled else loss_of
-    kinds, shares = ("rollout", "sweep", "picture"), [0.0, training.sweep_share, training.picture_share]
-    shares[0] = 1 - sum(shares)
-    bar = tqdm(
-        total=1000, desc="world model", mininterval=10, bar_format="{desc} {percentage:3.0f}% {postfix}"
-    )
+    kinds = ("rollout", "sweep", "picture")
+    shares = (1 - training.sweep_share - training.picture_share, training.sweep_share, training.picture_share)
     saved_s, averages, frames = clock.seconds, dict.fromkeys(kinds, float("nan")), 0
-    while clock.progress < 1:
-        rng = np.random.default_rng([seed, clock.step])
-        kind = str(rng.choice(kinds, p=shares))
-        batch = make_batch(episodes, training, kind, model.config.window, text_tokens, rng)
-        batch = tree_map(lambda value: value.to(where), batch)
-        set_rates(optimizers, rate_factor(clock.progress))
-        with fast_precision(where):
-            loss, data_loss, _ = core(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        clock.step += 1
-        frames += batch.noise_level.numel()
-        ema_update(ema, model, min(training.ema_decay, (1 + clock.step) / (10 + clock.step)))
-        value = float(data_loss)
-        averages[kind] = value if averages[kind] != averages[kind] else 0.98 * averages[kind] + 0.02 * value
-        if clock.step % 50 == 0:
-            bar.n = int(1000 * clock.progress)
-            bar.set_postfix_str(
-                f"step {clock.step} "
-                + " ".join(f"{k} {v:.4f}" for k, v in averages.items())
-                + f" left {clock.left_s / 60:.0f} min"
-            )
-            run.metrics({f"loss_{k}": v for k, v in averages.items()} | {"frames": frames}, clock.step)
-        if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1:
-            saved_s = clock.seconds
-            save(out, ema, tokenizer_folder, episodes, training, clock)
-            save_resume(
-                out / RESUME,
-                {
-                    "model": model.state_dict(),
-                    "ema": ema.state_dict(),
-                    "step": clock.step,
-                    "seconds": clock.seconds,
-                    "optimizers": [o.state_dict() for o in optimizers],
-                },
-            )
-            with (out / "metrics.jsonl").open("a") as file:
-                file.write(
-                    json.dumps({"step": clock.step, "seconds": round(clock.seconds), **averages}) + "\n"
-                )
-            shown = WorldModel(
-                WorldModelConfig(episodes.worlds, episodes.action_sizes, episodes.height, episodes.width),
-                encoder,
-                ema,
-            )
-            preview(out, shown, episodes, encoder, run)
-    bar.close()
+    with tqdm(total=1000, mininterval=10, bar_format="world model {percentage:3.0f}% {postfix}") as bar:
+        while clock.progress < 1:
+            rng = np.random.default_rng([seed, clock.step])
+            kind = str(rng.choice(kinds, p=shares))
+            batch = make_batch(episodes, training, kind, model.config.window, text_tokens, rng)
+            batch = tree_map(lambda value: value.to(where), batch)
+            set_rates(learner.optimizers, rate_factor(clock.progress))
+            with fast_precision(where):
+                loss, data_loss, _ = core(model, batch)
+            take_step(learner, loss, training.ema_decay)
+            frames += batch.noise_level.numel()
+            before, now = averages[kind], float(data_loss)
+            averages[kind] = now if math.isnan(before) else 0.98 * before + 0.02 * now
+            if clock.step % 50 == 0:
+                bar.n = int(1000 * clock.progress)
+                losses = " ".join(f"{name} {value:.4f}" for name, value in averages.items())
+                bar.set_postfix_str(f"step {clock.step} {losses} left {clock.left_s / 60:.0f} min")
+                run.metrics({f"loss_{k}": v for k, v in averages.items()} | {"frames": frames}, clock.step)
+            if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1:
+                saved_s = clock.seconds
+                keep_it(averages)

@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
+from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
@@ -21,18 +22,18 @@ from simulator.checkpoint import (
     as_config,
     check_writable,
     code_version,
-    ema_update,
-    load_resume,
+    load_learner,
     load_weights,
     read_json,
-    save_resume,
+    save_learner,
     save_weights,
     write_json,
 )
 from simulator.clips import read_frames, training_episodes
-from simulator.optim import Clock, fast_precision, make_optimizers, rate_factor, set_rates
+from simulator.metrics import psnr
+from simulator.optim import Clock, Learner, fast_precision, make_optimizers, rate_factor, set_rates, take_step
 from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
-from simulator.tracking import tracked_run
+from simulator.tracking import Run, tracked_run
 from simulator.video import to_uint8, to_unit, write_image
 
 WEIGHTS = "tokenizer.safetensors"
@@ -112,13 +113,13 @@ def measure_latents(
         tokenizer.latent_std.copy_(bounded.std(dim=(0, 1, 3, 4)))
 
 
-def save(out: Path, ema: Tokenizer, training: TokenizerTraining, clock: Clock, psnr: float) -> None:
+def save(out: Path, ema: Tokenizer, training: TokenizerTraining, clock: Clock, psnr_db: float) -> None:
     save_weights(out / WEIGHTS, ema)
     made = {
         "steps": clock.step,
         "minutes": round(clock.seconds / 60, 1),
         "code": code_version(),
-        "psnr_db": psnr,
+        "psnr_db": psnr_db,
     }
     write_json(out / CONFIG, {"tokenizer": asdict(ema.config), "training": asdict(training), "made": made})
 
@@ -171,56 +172,51 @@ def train_tokenizer(
         model.encoder.requires_grad_(False)
     frames = load_frames(data, training.memory_frames, CLIP_STEPS * model.config.time_factor, rng)
     model.check_size(*frames.pixels.shape[1:3])
-    ema = copy.deepcopy(model).requires_grad_(False)
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
-    clock = Clock(training.steps, training.minutes)
+    average = copy.deepcopy(model).requires_grad_(False)
+    learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
     if resume:
-        state = load_resume(out / RESUME)
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        clock.step, clock.earlier_s = state["step"], state["seconds"]
-        rng = np.random.default_rng([seed, clock.step])
+        load_learner(out / RESUME, learner)
+        rng = np.random.default_rng([seed, learner.clock.step])
     out.mkdir(parents=True, exist_ok=True)
     with tracked_run("orrery-tokenizer", out.name, track) as run:
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(model, ema, optimizers, frames, training, clock, rng, out, run, compile)
+        fit(learner, frames, training, rng, out, run, compile)
     return 0
 
 
-def fit(model, ema, optimizers, frames, training, clock, rng, out, run, compiled) -> None:
+def fit(
+    learner: Learner,
+    frames: Frames,
+    training: TokenizerTraining,
+    rng: np.random.Generator,
+    out: Path,
+    run: Run,
+    compiled: bool,
+) -> None:
     """The loop. Saves every few minutes, so that a killed run goes on with `--resume`."""
+    model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
     length = 1 + (CLIP_STEPS - 1) * model.config.time_factor
     core = torch.compile(reconstruct) if compiled else reconstruct
-    bar, saved_s = (
-        tqdm(total=1000, desc="tokenizer", mininterval=5, bar_format="{desc} {percentage:3.0f}% {postfix}"),
-        0.0,
-    )
-    while clock.progress < 1:
-        video = to_unit(frames.clips(rng, training.batch, length), where)
-        noise_scale = training.latent_noise * torch.from_numpy(rng.random((training.batch, 1, 1, 1, 1))).to(
-            where
-        )
-        set_rates(optimizers, rate_factor(clock.progress))
-        with fast_precision(where):
-            output = core(model, video, noise_scale.float())
-        loss = reconstruction_loss(output, video)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        clock.step += 1
-        ema_update(ema, model, min(training.ema_decay, (1 + clock.step) / (10 + clock.step)))
-        if clock.step % 50 == 0:
-            bar.n = int(1000 * clock.progress)
-            bar.set_postfix_str(f"step {clock.step} loss {loss.item():.4f} left {clock.left_s / 60:.1f} min")
-            run.metrics({"loss": loss.item(), "frames": clock.step * training.batch * length}, clock.step)
-        if clock.seconds - saved_s > 120 or clock.progress >= 1:
-            saved_s = clock.seconds
-            checkpoint(model, ema, optimizers, frames, training, clock, out, run)
-    bar.close()
+    saved_s = clock.seconds
+    with tqdm(total=1000, mininterval=5, bar_format="tokenizer {percentage:3.0f}% {postfix}") as bar:
+        while clock.progress < 1:
+            video = to_unit(frames.clips(rng, training.batch, length), where)
+            noise_scale = training.latent_noise * torch.from_numpy(rng.random((training.batch, 1, 1, 1, 1)))
+            set_rates(learner.optimizers, rate_factor(clock.progress))
+            with fast_precision(where):
+                output = core(model, video, noise_scale.float().to(where))
+            loss = reconstruction_loss(output, video)
+            take_step(learner, loss, training.ema_decay)
+            if clock.step % 50 == 0:
+                bar.n = int(1000 * clock.progress)
+                left = f"left {clock.left_s / 60:.1f} min"
+                bar.set_postfix_str(f"step {clock.step} loss {loss.item():.4f} {left}")
+                run.metrics({"loss": loss.item(), "frames": clock.step * training.batch * length}, clock.step)
+            if clock.seconds - saved_s > 120 or clock.progress >= 1:
+                saved_s = clock.seconds
+                keep(learner, frames, training, out, run)
 
 
 def reconstruct(model: Tokenizer, video: Tensor, noise_scale: Tensor) -> Tensor:
@@ -229,32 +225,25 @@ def reconstruct(model: Tokenizer, video: Tensor, noise_scale: Tensor) -> Tensor:
     return output[:, model.config.time_factor - 1 :]
 
 
-def checkpoint(model, ema, optimizers, frames, training, clock, out, run) -> None:
-    """Measure on a fixed draw of clips, write weights, a picture (truth above, reconstruction below) and
+def keep(learner: Learner, frames: Frames, training: TokenizerTraining, out: Path, run: Run) -> None:
+    """Measure on a fixed draw of clips; write weights, a picture (truth above, reconstruction below) and
     resume state."""
-    where = next(model.parameters()).device
+    ema, clock = learner.ema, learner.clock
+    where = next(ema.parameters()).device
     rng = np.random.default_rng(1)
-    if next(model.encoder.parameters()).requires_grad:  # else the latents stay what they were
+    if next(learner.model.encoder.parameters()).requires_grad:  # else the latents stay what they were
         measure_latents(ema, frames, rng, where)
-    clips = frames.clips(rng, 32, 1 + (CLIP_STEPS - 1) * model.config.time_factor)
+    clips = frames.clips(rng, 32, 1 + (CLIP_STEPS - 1) * ema.config.time_factor)
     with torch.no_grad(), fast_precision(where):
         output = to_uint8(ema.decode(ema.encode(to_unit(clips, where))))
-    error = ((output / 255.0 - clips / 255.0) ** 2).mean(axis=(1, 2, 3, 4))
-    psnr = round(float((-10 * np.log10(error)).mean()), 2)
-    save(out, ema, training, clock, psnr)
+    score = psnr(rearrange(output, "b t h w c -> (b t) h w c"), rearrange(clips, "b t h w c -> (b t) h w c"))
+    psnr_db = round(float(score.mean()), 2)
+    save(out, ema, training, clock, psnr_db)
     rows = [np.concatenate(list(video[:8, 0]), axis=1) for video in (clips, output)]
     picture = write_image(out / "reconstruction.png", np.concatenate(rows), scale=2)
     with (out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), "psnr_db": psnr}) + "\n")
-    run.metrics({"psnr_db": psnr}, clock.step)
+        line = {"step": clock.step, "seconds": round(clock.seconds), "psnr_db": psnr_db}
+        file.write(json.dumps(line) + "\n")
+    run.metrics({"psnr_db": psnr_db}, clock.step)
     run.artifact(picture)
-    save_resume(
-        out / RESUME,
-        {
-            "model": model.state_dict(),
-            "ema": ema.state_dict(),
-            "step": clock.step,
-            "seconds": clock.seconds,
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        },
-    )
+    save_learner(out / RESUME, learner)

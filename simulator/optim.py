@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +78,15 @@ class Clock:
         return self.seconds * (1 - self.progress) / self.progress if self.progress else float("nan")
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 @dataclass
-class Learner:
+class Learner(Generic[Model]):
     """All that a run of training changes."""
 
-    model: nn.Module
-    ema: nn.Module  # the moving average of the weights, which is what ships
+    model: Model
+    ema: Model  # the moving average of the weights, which is what ships
     optimizers: list[Optimizer]
     clock: Clock
 

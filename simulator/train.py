@@ -183,7 +183,9 @@ def train(
     return 0
 
 
-def keep(learner, averages, out, tokenizer_folder, encoder, episodes, training, run) -> None:
+def keep(
+    learner: Learner[Transformer], averages, out, tokenizer_folder, encoder, episodes, training, run
+) -> None:
     """Write the model so far, what a resumed run needs, a line of metrics and a preview."""
     clock = learner.clock
     save(out, learner.ema, tokenizer_folder, episodes, training, clock)
@@ -195,7 +197,7 @@ def keep(learner, averages, out, tokenizer_folder, encoder, episodes, training, 
 
 
 def fit(
-    learner: Learner,
+    learner: Learner[Transformer],
     episodes: LatentEpisodes,
     training: WorldTraining,
     seed: int,
@@ -211,7 +213,7 @@ def fit(
     core = torch.compile(loss_of, dynamic=False) if compiled else loss_of
     kinds = ("rollout", "sweep", "picture")
     shares = (1 - training.sweep_share - training.picture_share, training.sweep_share, training.picture_share)
-    saved_s, averages, frames = clock.seconds, dict.fromkeys(kinds, float("nan")), 0
+    saved_s, averages, frames = clock.seconds, {name: float("nan") for name in kinds}, 0
     with tqdm(total=1000, mininterval=10, bar_format="world model {percentage:3.0f}% {postfix}") as bar:
         while clock.progress < 1:
             rng = np.random.default_rng([seed, clock.step])

@@ -186,7 +186,7 @@ def train_tokenizer(
 
 
 def fit(
-    learner: Learner,
+    learner: Learner[Tokenizer],
     frames: Frames,
     training: TokenizerTraining,
     rng: np.random.Generator,
@@ -225,7 +225,9 @@ def reconstruct(model: Tokenizer, video: Tensor, noise_scale: Tensor) -> Tensor:
     return output[:, model.config.time_factor - 1 :]
 
 
-def keep(learner: Learner, frames: Frames, training: TokenizerTraining, out: Path, run: Run) -> None:
+def keep(
+    learner: Learner[Tokenizer], frames: Frames, training: TokenizerTraining, out: Path, run: Run
+) -> None:
     """Measure on a fixed draw of clips; write weights, a picture (truth above, reconstruction below) and
     resume state."""
     ema, clock = learner.ema, learner.clock

@@ -267,7 +267,8 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.modulation.bias)
         nn.init.zeros_(self.patch_out.weight)
         nn.init.zeros_(self.previous_in.weight)
-        nn.init.zeros_(self.previous_level_in[2].weight)
+        for parameter in self.previous_level_in[2].parameters():
+            nn.init.zeros_(parameter)
         nn.init.normal_(self.world.weight, std=0.02)
 
     @property

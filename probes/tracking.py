@@ -90,13 +90,13 @@ def _thing_colour(
     best = np.zeros(settled.shape, dtype=bool)
     best_frame = first
     for frame in frames:
-        labels, count = ndimage.label(_foreground(frame, between, threshold) & settled)
+        labels, count = ndimage.label(_foreground(frame, between, threshold) & settled)  # pyright: ignore[reportGeneralTypeIssues]
         sizes = np.bincount(labels.ravel())[1:] if count else np.zeros(1)
         if sizes.max() > best.sum():
             best, best_frame = labels == int(sizes.argmax()) + 1, frame
     if best.sum() >= 2 * SMALLEST_AREA_PX:
         return np.median(best_frame[best], axis=0)
-    labels, count = ndimage.label(~settled)
+    labels, count = ndimage.label(~settled)  # pyright: ignore[reportGeneralTypeIssues]
     if count == 0:
         return np.full(3, np.nan, dtype=np.float32)
     centres = ndimage.center_of_mass(~settled, labels, range(1, count + 1))
@@ -127,7 +127,7 @@ def _background(
 
 def _components(frame: np.ndarray, mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Connected pieces of a mask as (piece, centre, median colour), larger than specks."""
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
     pieces = []
     for index in range(1, count + 1):
         piece = labels == index

@@ -62,9 +62,9 @@ def read(path: Path) -> Mesh:
         return _mesh_from_glb(path)
     loaded = trimesh.load(path, force="mesh", process=False)
     return Mesh(
-        torch.from_numpy(np.array(loaded.vertices, dtype=np.float32)),
-        torch.from_numpy(np.array(loaded.faces, dtype=np.int64)),
-        torch.from_numpy(np.array(loaded.visual.vertex_colors[:, :3])),
+        torch.from_numpy(np.array(loaded.vertices, dtype=np.float32)),  # pyright: ignore[reportAttributeAccessIssue]
+        torch.from_numpy(np.array(loaded.faces, dtype=np.int64)),  # pyright: ignore[reportAttributeAccessIssue]
+        torch.from_numpy(np.array(loaded.visual.vertex_colors[:, :3])),  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 
@@ -148,11 +148,11 @@ def _mesh_from_glb(path: Path) -> Mesh:
 
 
 def _ply_bytes(mesh: Mesh) -> bytes:
-    return _as_trimesh(mesh).export(file_type="ply")
+    return _as_trimesh(mesh).export(file_type="ply")  # pyright: ignore[reportReturnType]
 
 
 def _obj_bytes(mesh: Mesh) -> bytes:
-    return _as_trimesh(mesh).export(file_type="obj", include_color=True, digits=6).encode()
+    return _as_trimesh(mesh).export(file_type="obj", include_color=True, digits=6).encode()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _as_trimesh(mesh: Mesh) -> trimesh.Trimesh:

@@ -7,6 +7,7 @@ viewing direction is added once per ray from features that are composited like c
 Hedman et al. 2021, arXiv:2103.14645), so no network runs per sample.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,18 +22,18 @@ from recon3d.voxels import VoxelPyramid, contract, interpolate
 class FieldConfig:
     """Lengths are in model units: `reconstruct` puts the mean camera distance from the focus at 1."""
 
-    resolutions: tuple[int, ...] = (24, 56, 128)  # voxels a side, coarse to fine
+    resolutions: tuple[int, ...] = (20, 48, 96)  # voxels a side, coarse to fine
     features: int = 4  # composited per ray for shading that depends on the direction
     inner: float = 0.6  # half side of the box that gets most voxels
     share: float = 0.8  # part of each axis of the grid that the inner box gets
     near: float = 0.1
     middle: float = 2.0  # samples are even in distance up to here, even in 1 / distance beyond
     far: float = 30.0
-    coarse_samples: int = 80  # density look-ups in the baked grid, without gradients
-    fine_samples: int = 32  # full look-ups, with gradients
+    coarse_samples: int = 64  # density look-ups in the baked grid, without gradients
+    fine_samples: int = 28  # full look-ups, with gradients
     baked_resolution: int = 64
-    density_scale: float = 25.0  # density of a raw value of about 1
-    density_shift: float = -4.0  # raw value of empty space at the start
+    density_scale: float = 100.0  # density of a raw value of about 1: how fast surfaces can turn opaque
+    density_start: float = 0.8  # where views cannot tell, low puts surfaces too far away and high too near
     sky_resolution: int = 12
     negligible: float = 1e-3  # weight below which a sample's colour is left out
 
@@ -48,8 +49,8 @@ class RadianceField(nn.Module):
         self.features = VoxelPyramid(config.resolutions[-2:-1], config.features)
         self.sky = VoxelPyramid((config.sky_resolution,), 3)
         self.shading = nn.Sequential(nn.Linear(config.features + 9, 32), nn.ReLU(), nn.Linear(32, 3))
-        nn.init.zeros_(self.shading[-1].weight)
-        nn.init.zeros_(self.shading[-1].bias)
+        nn.init.zeros_(self.shading[-1].weight)  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(self.shading[-1].bias)  # pyright: ignore[reportArgumentType]
         for table in self.features.tables:
             nn.init.normal_(table, std=0.1)
         self.register_buffer("baked", torch.zeros(config.baked_resolution**3, 1))
@@ -57,13 +58,15 @@ class RadianceField(nn.Module):
         self.bake()
 
     def activated(self, raw: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        return nn.functional.softplus(raw + self.config.density_shift) * self.config.density_scale
+        c = self.config
+        shift = math.log(math.expm1(c.density_start / c.density_scale))
+        return nn.functional.softplus(raw + shift) * c.density_scale
 
     @torch.no_grad()
     def bake(self) -> None:
         """Refreshes the small density grid that guides sampling."""
         raw = self.density.baked(self.config.baked_resolution, self.levels)
-        self.baked.copy_(self.activated(raw))
+        self.baked.copy_(self.activated(raw))  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def edges(
@@ -77,7 +80,7 @@ class RadianceField(nn.Module):
         unit = stratified(len(origins), c.coarse_samples, generator, origins.device)
         edges = spread(unit, c.near, c.middle, c.far)
         points = contract(self._middles(origins, directions, edges), c.inner, c.share)
-        density = interpolate(self.baked, points, (c.baked_resolution,) * 3).view(len(origins), -1)
+        density = interpolate(self.baked, points, (c.baked_resolution,) * 3).view(len(origins), -1)  # pyright: ignore[reportArgumentType]
         unit = resample(unit, weights_of(density, edges), c.fine_samples, generator)
         return spread(unit, c.near, c.middle, c.far)
 
@@ -121,7 +124,7 @@ class RadianceField(nn.Module):
         ray, weight = chosen // weights.shape[1], weights.flatten()[chosen, None]
         colours = weight * torch.sigmoid(self.colour(points[chosen], self.levels))
         features = weight * self.features(points[chosen], 1)
-        return tuple(x.new_zeros(len(weights), x.shape[1]).index_add(0, ray, x) for x in (colours, features))
+        return tuple(x.new_zeros(len(weights), x.shape[1]).index_add(0, ray, x) for x in (colours, features))  # pyright: ignore[reportReturnType]
 
     @staticmethod
     def _middles(

@@ -79,7 +79,7 @@ def fuse(
     grid = open3d.t.geometry.VoxelBlockGrid(
         attr_names=("tsdf", "weight", "color"),
         attr_dtypes=(float32, float32, float32),
-        attr_channels=((1), (1), (3)),
+        attr_channels=((1), (1), (3)),  # pyright: ignore[reportArgumentType]
         voxel_size=voxel_m,
         block_resolution=8,
         block_count=20000,
@@ -143,7 +143,7 @@ def picture(mesh: Mesh, camera: Cameras) -> UInt8[Tensor, "n h w 3"]:
     scene, ids = _raycasting(mesh)
     origins, directions = camera.rays()
     rays = torch.cat([origins, directions], dim=-1).cpu().numpy().astype(np.float32)
-    hit = scene.cast_rays(open3d.core.Tensor(rays))
+    hit = scene.cast_rays(open3d.core.Tensor(rays))  # pyright: ignore[reportCallIssue]
     face = torch.from_numpy(hit["primitive_ids"].numpy().astype(np.int64))
     seen = torch.from_numpy(hit["geometry_ids"].numpy() == ids)
     uv = torch.from_numpy(hit["primitive_uvs"].numpy())
@@ -171,7 +171,7 @@ def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[
 def distances(points: Float[Tensor, "p 3"], mesh: Mesh) -> Float[Tensor, " p"]:
     """Distance of each point to the nearest point of a surface, metres."""
     scene, _ = _raycasting(mesh)
-    query = open3d.core.Tensor(points.cpu().numpy().astype(np.float32))
+    query = open3d.core.Tensor(points.cpu().numpy().astype(np.float32))  # pyright: ignore[reportCallIssue]
     return torch.from_numpy(scene.compute_distance(query).numpy())
 
 
@@ -230,8 +230,8 @@ def score(
 
 def _raycasting(mesh: Mesh) -> tuple[open3d.t.geometry.RaycastingScene, int]:
     scene = open3d.t.geometry.RaycastingScene()
-    vertices = open3d.core.Tensor(mesh.vertices.cpu().numpy().astype(np.float32))
-    faces = open3d.core.Tensor(mesh.faces.cpu().numpy().astype(np.uint32))
+    vertices = open3d.core.Tensor(mesh.vertices.cpu().numpy().astype(np.float32))  # pyright: ignore[reportCallIssue]
+    faces = open3d.core.Tensor(mesh.faces.cpu().numpy().astype(np.uint32))  # pyright: ignore[reportCallIssue]
     return scene, scene.add_triangles(vertices, faces)
 
 

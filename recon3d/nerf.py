@@ -60,7 +60,7 @@ class OrreryNerfModelConfig(ModelConfig):
     field: FieldConfig = field(default_factory=FieldConfig)
     coarse_steps: int = 200  # steps until the finest voxels take part
     bake_every: int = 16  # steps between refreshes of the density grid that guides sampling
-    distortion_loss_mult: float = 0.01
+    distortion_loss_mult: float = 0.1
     bend_loss_mult: float = (
         0.01  # flatness where colours are even; needs rays in triplets, as reconstruct draws
     )
@@ -77,6 +77,7 @@ class OrreryNerfModel(Model):
     def populate_modules(self) -> None:
         super().populate_modules()
         self.field = RadianceField(self.config.field)
+        self.compactness = 1.0  # how much of the distortion loss counts; see update_to_step
         self.generators: dict[torch.device, torch.Generator] = {}
 
     def generator(self) -> torch.Generator:
@@ -90,9 +91,10 @@ class OrreryNerfModel(Model):
         return {name: list(part.parameters()) for name, part in parts.items()}
 
     def update_to_step(self, step: int) -> None:
-        """Coarse to fine: the number of levels that take part at a step."""
+        """Coarse to fine; and weights are drawn together little by little, or the first fog would dissolve."""
         total = len(self.config.field.resolutions)
         self.field.levels = min(total, 1 + step * total // max(self.config.coarse_steps, 1))
+        self.compactness = min(1.0, step / max(self.config.coarse_steps, 1))
 
     def before_step(self, step: int) -> None:
         self.update_to_step(step)
@@ -125,7 +127,9 @@ class OrreryNerfModel(Model):
         error = (outputs["rgb"] - batch["image"].to(self.device)).square().mean()
         losses = {"rgb_loss": error}
         if self.training:
-            losses["distortion_loss"] = self.config.distortion_loss_mult * outputs["spread"]
+            losses["distortion_loss"] = (
+                self.compactness * self.config.distortion_loss_mult * outputs["spread"]
+            )
             if "bend" in outputs:
                 flat = even_colour(batch["image"].to(self.device))
                 losses["bend_loss"] = self.config.bend_loss_mult * (flat * outputs["bend"]).mean()
@@ -166,7 +170,7 @@ class NerfPreset:
 
 PRESETS = {
     "tiny": NerfPreset(80, 2048, FieldConfig((16, 40), coarse_samples=48, fine_samples=24)),
-    "cpu": NerfPreset(400, 4096, FieldConfig()),
+    "cpu": NerfPreset(400, 2048, FieldConfig()),
     "gpu": NerfPreset(4000, 16384, FieldConfig((32, 80, 200), coarse_samples=160, fine_samples=64)),
 }
 
@@ -271,7 +275,7 @@ def fit(
             )
             losses = model.get_loss_dict(outputs, truth, model.get_metrics_dict(outputs, truth))
             optimizers.zero_grad_all()
-            sum(losses.values()).backward()
+            sum(losses.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
             optimizers.optimizer_step_all()
             for scheduler in optimizers.schedulers.values():
                 scheduler.step()

@@ -19,7 +19,7 @@ from recon3d.torchvision_operators import declare_missing_operators
 def allow_checkpoint_scalars() -> None:
     """Lets `torch.load` in its safe mode read the NumPy scalars in nerfstudio's own checkpoints."""
     scalar = numpy.float64(0.0).__reduce__()[0]
-    torch.serialization.add_safe_globals([scalar, numpy.dtype, numpy.dtypes.Float64DType])
+    torch.serialization.add_safe_globals([scalar, numpy.dtype, numpy.dtypes.Float64DType])  # pyright: ignore[reportArgumentType]
 
 
 class NoPerceptualMetric(torch.nn.Module):
@@ -37,11 +37,11 @@ def no_perceptual_download() -> Iterator[None]:
     """Inside, torchmetrics' LPIPS is a metric that is NaN, so that nerfacto is built without a download."""
     lpip = importlib.import_module("torchmetrics.image.lpip")
     original = lpip.LearnedPerceptualImagePatchSimilarity
-    lpip.LearnedPerceptualImagePatchSimilarity = NoPerceptualMetric
+    lpip.LearnedPerceptualImagePatchSimilarity = NoPerceptualMetric  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        lpip.LearnedPerceptualImagePatchSimilarity = original
+        lpip.LearnedPerceptualImagePatchSimilarity = original  # pyright: ignore[reportAttributeAccessIssue]
 
 
 COMMANDS = {"train": "train", "viewer": "viewer.run_viewer", "export": "exporter", "eval": "eval"}

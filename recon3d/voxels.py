@@ -76,7 +76,7 @@ class VoxelPyramid(nn.Module):
     def forward(self, points: Float[Tensor, "p 3"], levels: int) -> Float[Tensor, "p c"]:
         """Values at points; only the `levels` coarsest grids count (coarse to fine)."""
         pairs = list(zip(self.tables, self.resolutions, strict=True))[:levels]
-        return sum(interpolate(table, points, size) for table, size in pairs)
+        return sum(interpolate(table, points, size) for table, size in pairs)  # pyright: ignore[reportReturnType]
 
     def baked(self, resolution: int, levels: int) -> Float[Tensor, "rows c"]:
         """All levels as one grid of one resolution, without gradients."""

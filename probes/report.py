@@ -249,7 +249,7 @@ def _chart(subject: Measurement, reference: Measurement | None, subject_name: st
     """The curves as an HTML picture in a light and a dark version."""
     pictures = {}
     for theme, (ink, grid) in THEMES.items():
-        figure, axes = plt.subplots(figsize=(5.4, 3.0), dpi=130, layout="constrained")
+        figure, axes = plt.subplots(figsize=(5.4, 3.4), dpi=130, layout="constrained")
         drawn = [(subject_name, subject, SUBJECT), ("reference", reference, REFERENCE)]
         for who, measurement, colour in drawn:
             if measurement is None or len(measurement.curve) < 2:
@@ -261,7 +261,7 @@ def _chart(subject: Measurement, reference: Measurement | None, subject_name: st
             axes.set_xlabel(across.replace("_", " "), color=ink)
         axes.grid(color=grid, lw=0.6)
         axes.tick_params(colors=ink)
-        axes.legend(frameon=False, labelcolor=ink, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=ink, fontsize=8)
         for spine in axes.spines.values():
             spine.set_color(grid)
         stream = io.BytesIO()

@@ -33,7 +33,7 @@ class FieldConfig:
     fine_samples: int = 28  # full look-ups, with gradients
     baked_resolution: int = 64
     density_scale: float = 100.0  # density of a raw value of about 1: how fast surfaces can turn opaque
-    density_start: float = 0.8  # where views cannot tell, low puts surfaces too far away and high too near
+    density_start: float = 0.5  # where views cannot tell, low puts surfaces too far away and high too near
     sky_resolution: int = 12
     negligible: float = 1e-3  # weight below which a sample's colour is left out
 

@@ -94,7 +94,7 @@ class OrreryNerfModel(Model):
         """Coarse to fine; and weights are drawn together little by little, or the first fog would dissolve."""
         total = len(self.config.field.resolutions)
         self.field.levels = min(total, 1 + step * total // max(self.config.coarse_steps, 1))
-        self.compactness = min(1.0, step / max(self.config.coarse_steps, 1))
+        self.compactness = min(1.0, 4 * step / max(self.config.coarse_steps, 1))
 
     def before_step(self, step: int) -> None:
         self.update_to_step(step)

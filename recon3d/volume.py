@@ -83,11 +83,13 @@ def distortion(weights: Float[Tensor, "r n"], edges: Float[Tensor, "r edges"]) -
 def bend(disparity: Float[Tensor, " r"], directions: Float[Tensor, "r 3"]) -> Float[Tensor, " r/3"]:
     """How far surfaces are from flat along triplets of rays through evenly spaced pixels of a line.
 
-    On a plane 1 / distance is linear in the direction, so it is zero there, whatever the slope.
+    On a plane 1 / distance is linear in the direction, so it is zero there, whatever the slope. Taken relative
+    to the disparity, or pushing everything away would pay.
     """
     first, middle, last = disparity.view(-1, 3).unbind(1)
     one, _, three = directions.view(-1, 3, 3).unbind(1)
-    return ((first + last) / (one + three).norm(dim=-1) - middle).abs()
+    expected = (first + last) / (one + three).norm(dim=-1)
+    return (expected - middle).abs() / (expected + middle).detach()
 
 
 def even_colour(colours: Float[Tensor, "r 3"], sharpness: float = 10.0) -> Float[Tensor, " r/3"]:

@@ -102,7 +102,9 @@ def test_a_slanted_plane_has_no_bend_and_a_step_has():
     normal = torch.nn.functional.normalize(torch.tensor([0.3, -0.5, 1.0]), dim=0)
     disparity = directions @ normal / 1.7
     assert bend(disparity, directions).item() < 2e-4
-    assert bend(disparity + torch.tensor([0, 0.1, 0]), directions).item() == pytest.approx(0.1, abs=2e-3)
+    step = disparity * torch.tensor([1.0, 1.2, 1.0])
+    assert bend(step, directions).item() == pytest.approx(0.2 / 2.2, abs=2e-3)
+    assert torch.allclose(bend(step * 3, directions), bend(step, directions))
     colours = torch.tensor([[0.5, 0.5, 0.5]] * 3 + [[0.0, 0, 0], [0, 0, 0], [1, 1, 1]])
     assert even_colour(colours).tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
 

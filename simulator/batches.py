@@ -28,12 +28,12 @@ class WorldTraining:
     matrix_rate: float = 2e-3  # Muon's learning rate
     other_rate: float = 1e-3  # AdamW's learning rate
     ema_decay: float = 0.999
-    rollout_clips: int = 16  # windows in a rollout batch
+    rollout_clips: int = 24  # windows in a rollout batch
     sweep_clips: int = 6  # windows in a sweep batch
     sweep_frames: int = 40  # latent steps in a sweep window
     pictures: int = 256  # single frames in a picture batch
-    sweep_share: float = 0.2  # of the batches
-    picture_share: float = 0.15  # of the batches
+    sweep_share: float = 0.18  # of the batches
+    picture_share: float = 0.2  # of the batches
     world_weights: tuple[
         float, ...
     ] = ()  # how often each world is drawn, by name's order; empty: by its episodes
@@ -64,28 +64,28 @@ class Batch(NamedTuple):
 
 
 def draw_levels(rng: np.random.Generator, clips: int, frames: int, kind: str) -> Float[np.ndarray, "b n"]:
-    """Noise levels of a batch, one per frame.
+    """Noise levels of a batch, one per frame: uniform, with some pure noise; frames that play the past are
+    nearly clean.
 
-    Rollouts: each clip draws how many of its frames are nearly clean (as a rollout's past is), the others are
-    uniform with some pure noise. Sweeps: half share one level in all frames (as in sampling), a third of
-    these with a clean first frame.
+    Rollouts: in half of the clips every other frame plays the past, so that each noisy frame follows a clean
+    one; in the others a share of the frames, drawn per clip, does. Sweeps: half share one level in all frames
+    (as in sampling), a third of these with a clean first frame.
     """
     level = np.where(rng.random((clips, frames)) < 0.15, 1.0, rng.random((clips, frames)))
     if kind == "picture":
         return level.astype(np.float32)
-    clean_share = rng.random((clips, 1))
-    nearly_clean = np.where(
-        rng.random((clips, frames)) < clean_share, rng.uniform(0, 0.12, (clips, frames)), level
-    )
+    past = rng.uniform(0, 0.12, (clips, frames))
+    some = rng.random((clips, frames)) < rng.random((clips, 1))
     if kind == "rollout":
-        return nearly_clean.astype(np.float32)
+        every_other = (np.arange(frames) + rng.integers(2, size=(clips, 1))) % 2 == 0
+        plays_past = np.where(rng.random((clips, 1)) < 0.5, every_other, some)
+        return np.where(plays_past, past, level).astype(np.float32)
     together = np.repeat(level[:, :1], frames, axis=1)
     with_first = together.copy()
-    with_first[:, 0] = rng.uniform(0, 0.12, clips)
+    with_first[:, 0] = past[:, 0]
     choice = rng.random((clips, 1))
-    return np.where(choice < 0.35, together, np.where(choice < 0.5, with_first, nearly_clean)).astype(
-        np.float32
-    )
+    mixed = np.where(some, past, level)
+    return np.where(choice < 0.35, together, np.where(choice < 0.5, with_first, mixed)).astype(np.float32)
 
 
 def choose_episodes(

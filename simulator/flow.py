@@ -41,8 +41,8 @@ def loss_weight(noise_level: Levels) -> Levels:
     return 1 - 0.9 * noise_level
 
 
-def schedule(steps: int) -> list[float]:
-    """Noise levels that a sampler visits, from 1 to 0, evenly spaced."""
+def schedule(steps: int, power: float = 1.0) -> list[float]:
+    """Noise levels that a sampler visits, from 1 to 0: evenly spaced to a power (above 1: denser near 0)."""
     if steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, got {steps}")
-    return [1 - k / steps for k in range(steps)] + [0.0]
+    return [(1 - k / steps) ** power for k in range(steps)] + [0.0]

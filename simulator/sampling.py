@@ -32,6 +32,7 @@ def denoise(
     start_level: Levels,
     held: Bool[Tensor, "b n"],
     steps: int,
+    power: float = 1.0,
     report: Callable[[], object] = lambda: None,
 ) -> tuple[Noisy, Prediction]:
     """Euler steps of the flow for all frames that are not held, from their start level to zero.
@@ -41,7 +42,7 @@ def denoise(
     """
     level = start_level
     first = None
-    for next_level in schedule(steps)[1:]:
+    for next_level in schedule(steps, power)[1:]:
         prediction = predict(noisy, level)
         first = first or prediction
         target = torch.where(held, level, level.clamp(max=next_level))

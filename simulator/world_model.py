@@ -48,6 +48,9 @@ class WorldModelConfig:
     width: int
     time_step_s: float = 0.1  # one control step
     sampler_steps: int = 4  # network calls for one latent step
+    schedule_power: float = (
+        3.0  # of a rollout's noise levels; above 1: denser near 0
+    )
     context_noise: float = 0.05  # noise level at which the past is kept
 
 
@@ -211,7 +214,7 @@ class WorldModel:
             return pair._replace(data=guided(pair.data[:1], pair.data[1:], canvas.guidance))
 
         with tqdm(total=steps, desc="generating", disable=not progress, mininterval=1) as bar:
-            clean, _ = denoise(predict, noisy, start, held, steps, bar.update)
+            clean, _ = denoise(predict, noisy, start, held, steps, report=bar.update)
         return to_uint8(self.tokenizer.decode(clean))[0]
 
     # --- rollouts
@@ -310,7 +313,9 @@ class WorldModel:
             )
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
-        latents, first = denoise(predict, noise, start, torch.zeros_like(start, dtype=torch.bool), steps)
+        free = torch.zeros_like(start, dtype=torch.bool)
+        power = 1.0 if state.memory is None else self.config.schedule_power
+        latents, first = denoise(predict, noise, start, free, steps, power)
         return latents, (0.5 * first.log_error[:, 0]).exp().cpu().numpy()
 
     def _commit(self, state: State, conditions: Conditions, latents: Latents) -> tuple[State, Prediction]:

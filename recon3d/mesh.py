@@ -105,10 +105,10 @@ def fuse(
 
 
 def keep_inside(
-    cameras: Cameras, depth: Float[Tensor, "n h w"], centre: Float[Tensor, " 3"], half_m: float
+    cameras: Cameras, depth: Float[Tensor, "n h w"], centre: Float[Tensor, " 3"], radius_m: float
 ) -> Float[Tensor, "n h w"]:
-    """Depth with 0 (unknown) wherever the surface lies outside a cube around a point."""
-    inside = ((cameras.unproject(depth) - centre).abs() <= half_m).all(-1)
+    """Depth with 0 (unknown) wherever the surface lies outside a ball around a point."""
+    inside = (cameras.unproject(depth) - centre).norm(dim=-1) <= radius_m
     return torch.where(inside, depth, torch.zeros_like(depth))
 
 

@@ -7,8 +7,10 @@
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 
 import numpy
 import torch
@@ -58,6 +60,8 @@ def run(words: list[str]) -> int:
         raise ValueError(f"orrery ns runs {', '.join(COMMANDS)}, got {found}; add --help for its options")
     declare_missing_operators()
     allow_checkpoint_scalars()
+    if not entry_points(group="nerfstudio.method_configs", name="orrery-nerf"):  # run from a checkout
+        os.environ.setdefault("NERFSTUDIO_METHOD_CONFIGS", "orrery-nerf=recon3d.nerf:orrery_nerf")
     with no_perceptual_download():
         script = importlib.import_module(f"nerfstudio.scripts.{COMMANDS[words[0]]}")
         arguments, sys.argv = sys.argv, [f"ns-{words[0]}", *words[1:]]

@@ -83,8 +83,8 @@ def distortion(weights: Float[Tensor, "r n"], edges: Float[Tensor, "r edges"]) -
 def bend(disparity: Float[Tensor, " r"], directions: Float[Tensor, "r 3"]) -> Float[Tensor, " r/3"]:
     """How far surfaces are from flat along triplets of rays through evenly spaced pixels of a line.
 
-    On a plane 1 / distance is linear in the direction, so it is zero there, whatever the slope. Taken relative
-    to the disparity, or pushing everything away would pay.
+    On a plane 1 / distance is linear in the direction, so it is zero there, whatever the slope. It is taken
+    relative to the disparity, or pushing everything away would pay.
     """
     first, middle, last = disparity.view(-1, 3).unbind(1)
     one, _, three = directions.view(-1, 3, 3).unbind(1)

@@ -46,10 +46,10 @@ class LabelledFrames:
 
 @dataclass(frozen=True)
 class CheckerTraining:
-    """How the checker is trained; it takes about two minutes of one free core."""
+    """How the checker is trained; it takes about four minutes of one free core."""
 
     paint_steps: int = 150
-    steps: int = 900
+    steps: int = 2500
     batch: int = 32
     learning_rate: float = 6e-3
     absent_weight: float = 0.25  # eight of nine colours are absent in a picture

@@ -174,7 +174,7 @@ def falls(subjects: dict[str, AnySubject], protocol: Protocol) -> Finding:
     return Finding(combine_falls(found), (("falls", _side_by_side([clip.video for clip in clips[:8]])),))
 
 
-def _side_by_side(videos: list[Frames]) -> Frames:
+def _side_by_side(videos: list[Frames]) -> UInt8[np.ndarray, "longest h wide 3"]:
     """Videos beside each other; those that end early hold their last frame."""
     longest = max(len(video) for video in videos)
     held = [np.concatenate([video, np.repeat(video[-1:], longest - len(video), axis=0)]) for video in videos]

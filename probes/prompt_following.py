@@ -21,7 +21,10 @@ Pictures = UInt8[np.ndarray, "n h w 3"]
 
 @dataclass(frozen=True)
 class Swap:
-    """A prompt, the same with one word of its first thing changed, and the words of that thing."""
+    """A prompt, the same with one word of its first thing changed, and the words of that thing.
+
+    `colours` and `shapes` are of the first thing, before and after; `things` is how many the prompt names.
+    """
 
     prompt: str
     changed_prompt: str
@@ -29,6 +32,7 @@ class Swap:
     colours: tuple[str, str]
     shapes: tuple[str, str]
     seed: int
+    things: int = 1
 
 
 def prompt_following(
@@ -53,11 +57,13 @@ def prompt_following(
     gone = ~_other_colour_read(swaps, readings, checker)
     succeeded = np.where(of_colour, right_colour.all(axis=0) & gone, right_shape.all(axis=0))
     strict = right_shape.all(axis=0) & (gone | ~of_colour)
+    alone = np.array([swap.things == 1 for swap in swaps], dtype=bool)
     both = np.concatenate
     return [
         _share("prompt_swap_success", succeeded, "swaps", judged=True),
         _share("prompt_swap_success_colour", succeeded[of_colour], "swaps", judged=True),
         _share("prompt_swap_success_shape", succeeded[~of_colour], "swaps", judged=True),
+        _share("prompt_swap_success_one_thing", succeeded[alone], "swaps", note="prompts of one thing"),
         _share(
             "prompt_swap_success_strict", strict, "swaps", note="colour and shape both right in both pictures"
         ),

@@ -273,9 +273,12 @@ def held_out_swaps(count: int, seed: int) -> list[Swap]:
         prompt = random_prompt(generator, "Orbit")
         attribute: Literal["colour", "shape"] = "shape" if index % 2 else "colour"
         changed = swap(prompt, attribute, generator)[0]
-        before, after = parse(prompt).things[0], parse(changed).things[0]
+        things, after = parse(prompt).things, parse(changed).things[0]
+        before = things[0]
         colours, shapes = ((before[word], after[word]) for word in ("colour", "shape"))
-        swaps.append(Swap(prompt, changed, attribute, colours, shapes, HELD_OUT_SEED + seed + index))
+        swaps.append(
+            Swap(prompt, changed, attribute, colours, shapes, HELD_OUT_SEED + seed + index, len(things))
+        )
     return swaps
 
 

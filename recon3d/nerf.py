@@ -392,14 +392,15 @@ def train_and_score(
 ) -> Reconstruction:
     """Any nerfstudio method under the protocol of `reconstruct`; `seconds` bounds slow peers."""
     held_out = held_out_views(frames, cameras, held_out_every)
+    frames = frames.to(cameras.K.device)
     known = cameras[~held_out]
     similarity = focus_similarity(known)
     start = time.perf_counter()
-    rays = training_rays(frames[~held_out].to(cameras.K.device), known, similarity)
+    rays = training_rays(frames[~held_out], known, similarity)
     model, done = fit(config, rays, steps, rays_per_step, seed, seconds, progress)
     elapsed = time.perf_counter() - start
     rendered = render(model, similarity, cameras[held_out]).rgb
-    scores = score_held_out(rendered, frames.to(rendered.device), cameras, held_out)
+    scores = score_held_out(rendered, frames, cameras, held_out)
     return Reconstruction(model, similarity, known, scores, done, elapsed)
 
 

@@ -48,9 +48,7 @@ class WorldModelConfig:
     width: int
     time_step_s: float = 0.1  # one control step
     sampler_steps: int = 4  # network calls for one latent step
-    schedule_power: float = (
-        3.0  # of a rollout's noise levels; above 1: denser near 0
-    )
+    schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
 
 

@@ -24,7 +24,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # pins what pip chooses from pyproject.toml's ranges; the torch line names no build, so that pip takes the machine's
 lock: setup

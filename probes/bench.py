@@ -34,6 +34,7 @@ REFERENCE_IDS = ("orrery/Room-v0", "orrery/Orbit-v0", "orrery/Lab-v0")
 WARM_UP_STEPS = 8
 VIEWS = 40
 NO_LIMIT_STEPS = 100_000
+NERFACTO_RAYS = 1024  # a step of more takes a CPU so long that it makes hardly any
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def bench(
     contestants += [contestant for spec in peer for contestant in peer_contestants(spec)]
     if what in ("all", "worlds"):
         contestants += [world_contestant(env_id, steps, seed) for env_id in REFERENCE_IDS]
-    timings = race(contestants, turns)
+    timings = race(contestants, turns) if contestants else []
     fits = fit_both(preset, seed) if what in ("all", "nerf") else []
     after = os.getloadavg()[0]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
@@ -267,7 +268,7 @@ def fit_both(preset: str, seed: int) -> list[Fit]:
             views,
             cameras,
             chosen.steps if seconds is None else NO_LIMIT_STEPS,
-            chosen.rays_per_step,
+            chosen.rays_per_step if seconds is None else NERFACTO_RAYS,
             seed,
             progress=seconds is None,
             seconds=seconds,

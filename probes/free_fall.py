@@ -348,6 +348,8 @@ def combine_falls(clips: list[list[Measurement]], *, target_m_s2: float = GRAVIT
         len(clips),
         "higher",
         wilson_interval(count, len(clips)),
+        "consistent" if 2 * count >= len(clips) else "inconsistent",
+        acceleration.reason,
         support_unit="clips",
     )
     return [acceleration, exponent, residual, share]

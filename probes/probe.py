@@ -7,10 +7,11 @@ both and their ratio.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import UInt8
 from tqdm import tqdm
 
@@ -65,7 +66,7 @@ class Finding:
 
 
 def probe(
-    target: str,
+    target: Annotated[str, tyro.conf.Positional],
     out: Path,
     probes: str = "all",
     seed: int = 0,

@@ -155,6 +155,7 @@ def test_falls_of_several_clips_combine_with_an_interval():
     alone = combine_falls(falls[:1])[0]
     assert alone.interval == falls[0][0].interval
     nothing = combine_falls([still, still])
+    assert nothing[3].verdict == "inconsistent" and share.verdict == "consistent"
     assert math.isnan(nothing[0].value) and nothing[3].value == 0 and "frozen" in nothing[0].reason
 
 

@@ -36,7 +36,7 @@ class Canvas:
     world: str | None = None
     actions: Float[np.ndarray, "steps a"] | None = None
     cameras: Cameras | None = None
-    guidance: float = 2.0
+    guidance: float = 3.0
 
     def __post_init__(self) -> None:
         n = len(self.start_level)
@@ -72,7 +72,7 @@ def text_to_video(
     width: int = 64,
     cameras: Cameras | None = None,
     actions: Float[np.ndarray, "steps a"] | None = None,
-    guidance: float = 2.0,
+    guidance: float = 3.0,
     time_factor: int = 1,
 ) -> Canvas:
     """A video from words alone (one frame: a picture; with cameras: a sweep)."""
@@ -89,7 +89,7 @@ def image_to_video(
     world: str | None = None,
     cameras: Cameras | None = None,
     actions: Float[np.ndarray, "steps a"] | None = None,
-    guidance: float = 2.0,
+    guidance: float = 3.0,
     time_factor: int = 1,
 ) -> Canvas:
     """A video that starts with a given picture."""

@@ -81,7 +81,7 @@ def generate(
     ] = None,
     seed: int = 0,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps")] = None,
-    guidance: Annotated[float, tyro.conf.arg(help="how strongly the prompt pulls; 1 is not at all")] = 2.0,
+    guidance: Annotated[float, tyro.conf.arg(help="how strongly the prompt pulls; 1 is not at all")] = 3.0,
     scale: Annotated[int, tyro.conf.arg(help="repeat each pixel so many times in the file")] = 1,
     checkpoint: Annotated[
         str, tyro.conf.arg(help="'default' or a folder of `orrery train world`")

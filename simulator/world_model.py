@@ -227,7 +227,7 @@ class WorldModel:
         height: int | None = None,
         width: int | None = None,
         images: UInt8[np.ndarray, "b h w 3"] | None = None,
-        guidance: float = 2.0,
+        guidance: float = 3.0,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         """Begin one dream a row: from its prompt alone, or from a picture. Returns state, first frame and
         uncertainty."""

@@ -60,10 +60,8 @@ class OrreryNerfModelConfig(ModelConfig):
     field: FieldConfig = field(default_factory=FieldConfig)
     coarse_steps: int = 200  # steps until the finest voxels take part
     bake_every: int = 16  # steps between refreshes of the density grid that guides sampling
-    distortion_loss_mult: float = 0.1
-    bend_loss_mult: float = (
-        0.01  # flatness where colours are even; needs rays in triplets, as reconstruct draws
-    )
+    distortion_loss_mult: float = 0.03
+    bend_loss_mult: float = 0.03  # flatness where colours are even; needs triplets, as `reconstruct` draws
     seed: int = 0
     enable_collider: bool = False
     eval_num_rays_per_chunk: int = 8192

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import warnings
@@ -134,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", category=FutureWarning, module="nerfstudio")
+    if arguments is None:  # being ended also cleans up what is half-made
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         code = run(words)
     except KeyboardInterrupt:

@@ -31,8 +31,8 @@ import tyro
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("MUJOCO_GL", "egl")
-# threads that wait sleep soon: spinning made small steps 20 times slower on a machine with other work to do
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# threads that wait sleep soon: long spinning made small steps 20 times slower on a machine with other work
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 SWEEP_VIEWS = 40
 

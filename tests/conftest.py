@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as orrery.py does
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as orrery.py does
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network is a bug
 
 import pytest

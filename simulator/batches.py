@@ -1,23 +1,26 @@
-"""What one step of training the world model sees: three kinds of batch, cut from recorded episodes.
+"""What one step of training the world model sees: a few kinds of batch, cut from recorded episodes.
 
-Rollouts (causal, sliding window, actions), sweeps (bidirectional, cameras, more frames, sometimes skipping)
-and pictures (one frame from words). Noise levels are drawn per frame (Diffusion Forcing, Chen et al. 2024),
-with a share of nearly clean frames drawn per clip, so that rollouts meet in training what they meet in use.
+Rollouts (causal, sliding window, actions), clips (bidirectional, the rest of a clip from any part of it),
+shots (clips with cuts between views of one scene), sweeps (cameras, more frames, sometimes skipping) and
+pictures (one frame from words). Noise levels are drawn per frame (Diffusion Forcing, Chen et al. 2024).
+Episodes of several picture sizes make batches of one size each, all of about as many tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from simulator.flow import Levels
+from simulator.flow import Levels, add_noise, move, towards
 from simulator.latents import LatentEpisodes, Windows, draw
-from simulator.text import WIDTH, pad
+from simulator.text import WIDTH
 from simulator.transformer import Conditions, frame_mask
 
 
@@ -32,22 +35,63 @@ class WorldTraining:
     sweep_clips: int = 6  # windows in a sweep batch
     sweep_frames: int = 40  # latent steps in a sweep window
     pictures: int = 256  # single frames in a picture batch
-    sweep_share: float = 0.18  # of the batches
+    clip_share: float = 0.12  # of the batches
+    shots_share: float = 0.05  # of the batches
+    sweep_share: float = 0.15  # of the batches
     picture_share: float = 0.2  # of the batches
+    other_sizes: float = 0.2  # share of the batches in picture sizes other than the most frequent
+    flow_maps: float = 0.2  # share of the batches that learn to take large steps
+    own_past: float = (
+        0.25  # share of the rollout batches whose past is the model's own, after half of the run
+    )
     world_weights: tuple[
         float, ...
     ] = ()  # how often each world is drawn, by name's order; empty: by its episodes
-    sweep_weights: tuple[float, ...] = ()  # the same for sweeps; empty: as world_weights
+    sweep_weights: tuple[float, ...] = ()  # the same for sweeps and shots; empty: as world_weights
     picture_weights: tuple[float, ...] = ()  # the same for pictures; empty: as world_weights
     drop_text: float = 0.1
     drop_actions: float = 0.1
     save_minutes: float = 5.0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the batches, by kind."""
+        shares = {
+            "clip": self.clip_share,
+            "shots": self.shots_share,
+            "sweep": self.sweep_share,
+            "picture": self.picture_share,
+        }
+        return {"rollout": 1 - sum(shares.values()), **shares}
 
 
 TRAININGS = {
     "tiny": WorldTraining(steps=40, minutes=1.0, rollout_clips=4, sweep_clips=2, sweep_frames=9, pictures=16),
     "small": WorldTraining(),
     "base": WorldTraining(minutes=24 * 60.0, rollout_clips=64, sweep_clips=24, pictures=1024),
+}
+SHOTS = 3  # in a clip with cuts, at most
+KNOWN = 0.12  # noise level up to which a frame counts as known
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How windows of one kind of batch are cut and masked."""
+
+    from_start: float  # share that begins at the episode's first frame
+    causal: float  # share under the rollout's mask
+    actions: float  # share that is told its actions
+    cameras: float  # share that is told its cameras
+    max_stride: int = 1
+    shots: int = 1
+
+
+KINDS = {
+    "rollout": Kind(from_start=0.25, causal=1.0, actions=1.0, cameras=0.1),
+    "clip": Kind(from_start=0.3, causal=0.0, actions=0.7, cameras=0.3),
+    "shots": Kind(from_start=0.5, causal=0.0, actions=0.5, cameras=0.5, shots=SHOTS),
+    "sweep": Kind(from_start=0.5, causal=0.0, actions=0.3, cameras=0.95, max_stride=3),
+    "picture": Kind(from_start=0.6, causal=0.0, actions=0.0, cameras=0.0),
 }
 
 
@@ -57,6 +101,8 @@ class Batch(NamedTuple):
     data: Float[Tensor, "b n c y x"]
     noise: Float[Tensor, "b n c y x"]
     noise_level: Levels
+    next_level: Levels  # where the step that is learnt leads; noise_level itself: the flow's direction there
+    target: Float[Tensor, "b n c y x"]  # what the network is to predict
     conditions: Conditions
     allowed: Bool[Tensor, "b n m"]
     rewards: Float[Tensor, "b n"]
@@ -64,26 +110,32 @@ class Batch(NamedTuple):
 
 
 def draw_levels(rng: np.random.Generator, clips: int, frames: int, kind: str) -> Float[np.ndarray, "b n"]:
-    """Noise levels of a batch, one per frame: uniform, with some pure noise; frames that play the past are
-    nearly clean.
+    """Noise levels of a batch, one per frame: uniform, with some pure noise; frames that are known are nearly
+    clean.
 
     Rollouts: in half of the clips every other frame plays the past, so that each noisy frame follows a clean
-    one; in the others a share of the frames, drawn per clip, does. Sweeps: half share one level in all frames
-    (as in sampling), a third of these with a clean first frame.
+    one; in the others a share of the frames, drawn per clip, does. Clips: known at the start, at the end, at
+    both, anywhere or nowhere, while the rest share one level (as in sampling). Sweeps and shots: half share
+    one level in all frames, a third of these with a clean first frame.
     """
     level = np.where(rng.random((clips, frames)) < 0.15, 1.0, rng.random((clips, frames)))
     if kind == "picture":
         return level.astype(np.float32)
-    past = rng.uniform(0, 0.12, (clips, frames))
+    past = rng.uniform(0, KNOWN, (clips, frames))
     some = rng.random((clips, frames)) < rng.random((clips, 1))
+    together = np.repeat(level[:, :1], frames, axis=1)
+    choice = rng.random((clips, 1))
     if kind == "rollout":
         every_other = (np.arange(frames) + rng.integers(2, size=(clips, 1))) % 2 == 0
-        plays_past = np.where(rng.random((clips, 1)) < 0.5, every_other, some)
-        return np.where(plays_past, past, level).astype(np.float32)
-    together = np.repeat(level[:, :1], frames, axis=1)
+        return np.where(np.where(choice < 0.5, every_other, some), past, level).astype(np.float32)
+    if kind == "clip":
+        head, tail = rng.integers(0, frames // 2 + 1, (2, clips, 1)) * (rng.random((2, clips, 1)) < 0.6)
+        ends = (np.arange(frames) < head) | (np.arange(frames) >= frames - tail)
+        known = np.where(choice < 0.75, ends, some)
+        exact = rng.random((clips, 1)) < 0.5
+        return np.where(known, np.where(exact, 0, past), together).astype(np.float32)
     with_first = together.copy()
     with_first[:, 0] = past[:, 0]
-    choice = rng.random((clips, 1))
     mixed = np.where(some, past, level)
     return np.where(choice < 0.35, together, np.where(choice < 0.5, with_first, mixed)).astype(np.float32)
 
@@ -99,14 +151,14 @@ def choose_episodes(
     """Random episodes of enough frames, worlds first (by weight), then one of the world's; sweeps need moving
     cameras."""
     by_world = [data.of_world(name, frames) for name in data.worlds]
-    with_cameras = kind == "sweep"
-    asked = {"rollout": (), "sweep": training.sweep_weights, "picture": training.picture_weights}[kind]
+    with_cameras = kind in ("sweep", "shots")
+    asked = {"picture": training.picture_weights}.get(kind, training.sweep_weights if with_cameras else ())
     asked = asked or training.world_weights
     weights = np.array(asked or [len(found) for found in by_world], float)
+    weights = weights * [len(found) > 0 for found in by_world]
     if len(weights) != len(by_world):
         raise ValueError(
-            f"weights of {kind} batches need one entry a world, got {len(weights)} "
-            f"for {', '.join(data.worlds)}"
+            f"weights of {kind} batches need one entry a world, got {len(asked)} for {', '.join(data.worlds)}"
         )
     if with_cameras:
         weights = weights * np.array(
@@ -126,6 +178,10 @@ def moving_cameras(data: LatentEpisodes, episode: int) -> bool:
     return bool((~c2w.isnan()).all() and (c2w - c2w[:1]).abs().max() > 1e-3)
 
 
+def tokens_in(data: LatentEpisodes) -> int:
+    return data.latents.shape[-1] * data.latents.shape[-2]
+
+
 def make_batch(
     data: LatentEpisodes,
     training: WorldTraining,
@@ -133,41 +189,46 @@ def make_batch(
     window: int,
     text_tokens: int,
     rng: np.random.Generator,
+    scale: float = 1.0,
 ) -> Batch:
-    """Draw windows of one kind and what they are conditioned on."""
+    """Draw windows of one kind and what they are conditioned on. scale: of the number of windows."""
     clips, frames = {
-        "rollout": (training.rollout_clips, window),
         "picture": (training.pictures, 1),
         "sweep": (training.sweep_clips, training.sweep_frames),
-    }[kind]
+    }.get(kind, (training.rollout_clips, window))
+    clips, how = max(1, round(clips * scale)), KINDS[kind]
     episodes = choose_episodes(data, training, rng, clips, frames, kind)
     windows = draw(
-        data,
-        episodes,
-        frames,
-        rng,
-        from_start={"rollout": 0.25, "picture": 0.6, "sweep": 0.5}[kind],
-        max_stride=1 if kind == "rollout" else 3,
+        data, episodes, frames, rng, from_start=how.from_start, max_stride=how.max_stride, shots=how.shots
     )
-    causal = rng.random(clips) < (0.85 if kind == "rollout" else 0.0)
+    causal = torch.from_numpy(rng.random(clips) < how.causal)
     level = torch.from_numpy(draw_levels(rng, clips, frames, kind))
     noise = torch.from_numpy(rng.standard_normal(windows.latents.shape, dtype=np.float32))
     return Batch(
         windows.latents,
         noise,
         level,
-        _conditions(data, windows, training, kind, text_tokens, rng),
-        frame_mask(frames, torch.from_numpy(causal), window),
+        level,
+        windows.latents,
+        _conditions(data, windows, training, how, text_tokens, rng),
+        frame_mask(frames, causal, window),
         windows.rewards,
         windows.terminated,
     )
+
+
+def text_room(data: LatentEpisodes) -> int:
+    """Prompt tokens that any window may need, shots included, rounded up so that shapes stay few."""
+    longest = max(len(data.text[row]) for rows in data.captions for row in rows)
+    naming = max(len(data.text[rows[0]]) for rows in data.captions)
+    return -(-(longest + (SHOTS - 1) * naming) // 8) * 8
 
 
 def _conditions(
     data: LatentEpisodes,
     windows: Windows,
     training: WorldTraining,
-    kind: str,
+    how: Kind,
     text_tokens: int,
     rng: np.random.Generator,
 ) -> Conditions:
@@ -176,20 +237,57 @@ def _conditions(
     def kept(share: float) -> Tensor:
         return torch.from_numpy(rng.random((clips, 1)) < share)
 
-    text, known = pad([data.text[row].float() for row in windows.captions])
-    room = torch.zeros(clips, text_tokens, WIDTH)
-    room[:, : text.shape[1]] = text
-    known_room = torch.zeros(clips, text_tokens, dtype=torch.bool)
-    known_room[:, : text.shape[1]] = known
-    cameras = ~windows.rays.isnan().any(dim=(2, 3, 4)) & kept(
-        {"rollout": 0.15, "picture": 0.0, "sweep": 0.95}[kind]
-    )
+    text = torch.zeros(clips, text_tokens, WIDTH)
+    known = torch.zeros(clips, text_tokens, dtype=torch.bool)
+    tells_of = torch.zeros(clips, text_tokens, dtype=torch.long)
+    for clip, rows in enumerate(windows.captions):
+        words = torch.cat([data.text[row] for row in rows])
+        text[clip, : len(words)], known[clip, : len(words)] = words.float(), True
+        parts = torch.tensor([len(data.text[row]) for row in rows])
+        tells_of[clip, : len(words)] = torch.arange(len(rows)).repeat_interleave(parts)
+    cameras = ~windows.rays.isnan().any(dim=(2, 3, 4)) & kept(how.cameras)
     return Conditions(
-        text=room,
-        text_known=known_room & kept(1 - training.drop_text),
+        text=text,
+        text_known=known & kept(1 - training.drop_text),
+        text_shot=tells_of,
+        shot=windows.shot,
         world=torch.where(kept(0.9)[:, 0], windows.world, torch.zeros_like(windows.world)),
         actions=windows.actions,
-        actions_known=windows.follows & kept(1 - training.drop_actions if kind == "rollout" else 0.3),
+        actions_known=windows.follows & kept(how.actions * (1 - training.drop_actions)),
         rays=windows.rays.nan_to_num(),
         rays_known=cameras,
     )
+
+
+def with_large_steps(
+    batch: Batch, predict: Callable[[Tensor, Levels, Levels], Tensor], rng: np.random.Generator
+) -> Batch:
+    """The batch with steps of the sampler to learn: two of the model's own steps in one (shortcut models,
+    Frans et al. 2024, for any two levels). predict: noisy, level, next level -> data."""
+    start = batch.noise_level
+    free, each = start > KNOWN, "b n -> b n 1 1 1"
+    share = torch.from_numpy(rng.random(start.shape, dtype=np.float32)).to(start.device)
+    end = torch.where(free, start * (2 * share - 1).clamp_min(0), start)
+    middle = end + (start - end) * torch.from_numpy(rng.uniform(0.2, 0.8, start.shape)).to(start)
+    noisy = add_noise(batch.data, batch.noise, start)
+    halfway = move(noisy, predict(noisy, start, middle), start, middle)
+    arrived = move(halfway, predict(halfway, middle, end), middle, end)
+    target = torch.where(rearrange(free, each), towards(noisy, arrived, start, end), batch.data)
+    return batch._replace(next_level=end, target=target)
+
+
+def with_own_past(
+    batch: Batch, predict: Callable[[Tensor, Levels, Levels], Tensor], rng: np.random.Generator
+) -> Batch:
+    """The batch with every other frame replaced by what the model makes of it in one step from its
+    neighbours, nearly clean, as the past that the others are to follow: so training meets its own errors
+    (Self Forcing, Huang et al. 2025, in its cheapest form)."""
+    level = batch.noise_level
+    past = torch.from_numpy(rng.uniform(0, KNOWN, level.shape)).to(level)
+    own = (torch.arange(level.shape[1], device=level.device) + int(rng.integers(2))) % 2 == 0
+    own = (own & (torch.arange(level.shape[1], device=level.device) > 0)).expand_as(level)
+    start = torch.where(own, torch.ones_like(level), past)
+    made = predict(add_noise(batch.data, batch.noise, start), start, start)
+    data = torch.where(rearrange(own, "b n -> b n 1 1 1"), made, batch.data)
+    following = torch.where(own, past, level)
+    return batch._replace(data=data, target=data, noise_level=following, next_level=following)

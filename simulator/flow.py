@@ -35,6 +35,12 @@ def move(noisy: Frames, data: Frames, noise_level: Levels, next_level: Levels) -
     return noisy + step * velocity(noisy, data, noise_level)
 
 
+def towards(noisy: Frames, arrived: Frames, noise_level: Levels, next_level: Levels) -> Frames:
+    """The data by which `move` takes `noisy` to `arrived`; for levels that fall, the inverse of `move`."""
+    level, step = per_frame(noise_level), per_frame(noise_level - next_level)
+    return torch.where(step > 0, noisy - level * (noisy - arrived) / step.clamp_min(1e-6), noisy)
+
+
 def loss_weight(noise_level: Levels) -> Levels:
     """Ramp weight of the loss in data space (Dreamer 4, Hafner et al. 2025, eq. 8, where tau = 1 -
     noise_level)."""

@@ -7,7 +7,8 @@ conditioned on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ def encode_episode(path: Path, tokenizer: Tokenizer, version: str) -> Float[np.n
 
 @dataclass(frozen=True)
 class LatentEpisodes:
-    """Many episodes, end to end. Row i is one latent step; `starts` says where each episode begins."""
+    """Many episodes of one picture size, end to end. Row i is one latent step; `starts` says where each
+    episode begins."""
 
     latents: Float[Tensor, "rows c y x"]
     actions: Float[Tensor, "rows a"]  # that led to the row; zero at an episode's start
@@ -78,50 +80,51 @@ class LatentEpisodes:
         return np.flatnonzero((self.world.numpy() == self.worlds.index(name) + 1) & long_enough)
 
 
-def load_latents(data: Path, tokenizer: Tokenizer, version: str, action_width: int) -> LatentEpisodes:
+def load_latents(
+    data: Path, tokenizer: Tokenizer, version: str, action_width: int
+) -> tuple[LatentEpisodes, ...]:
     """Read, and encode where needed, every episode under `data` that may be trained on (held-out seeds may
-    not)."""
-    paths = training_episodes(data)
-    names: list[str] = []
-    parts: dict[str, list] = {
-        name: [] for name in ("latents", "actions", "rewards", "terminated", "c2w", "K", "world")
-    }
-    starts, caption_rows, phrases, sizes, size = [0], [], {}, {}, None
-    for path in tqdm(paths, desc="encoding episodes", unit="ep", mininterval=5):
+    not). One entry for each picture size, that with the most rows first; all share worlds and captions."""
+    names: dict[str, int] = {}  # a world's actions
+    sizes: dict[tuple[int, int], _Rows] = defaultdict(_Rows)
+    phrases: dict[str, int] = {}
+    for path in tqdm(training_episodes(data), desc="encoding episodes", unit="ep", mininterval=5):
         episode = read_episode(path)
         latents = encode_episode(path, tokenizer, version)
-        size = size or episode.frames.shape[1:3]
-        if episode.frames.shape[1:3] != size:
-            raise ValueError(
-                f"{path} has frames of {episode.frames.shape[1:3]}, others {size}; "
-                "train on one size at a time"
-            )
         name = world_name(episode.env_id)
-        if name not in names:
-            names.append(name)
-        sizes[name] = episode.actions.shape[1]
+        names[name] = episode.actions.shape[1]
+        rows = sizes[episode.frames.shape[1], episode.frames.shape[2]]
         for key, value in _rows(episode, latents, tokenizer.config.time_factor, action_width, path).items():
-            parts[key].append(torch.from_numpy(value))
-        parts["world"].append(torch.tensor([names.index(name)]))
-        starts.append(starts[-1] + len(latents))
+            rows.parts[key].append(torch.from_numpy(value))
+        rows.worlds.append(name)
         words = list(dict.fromkeys(episode.captions or [episode.prompt]))
-        caption_rows.append([phrases.setdefault(word, len(phrases)) for word in words])
-    assert size is not None  # there is an episode
+        rows.captions.append([phrases.setdefault(word, len(phrases)) for word in words])
     order = sorted(names)
-    world = torch.cat(parts.pop("world"))
-    world = torch.tensor([order.index(names[i]) + 1 for i in world.tolist()])
     text = [e.half() for e in embed(list(phrases), progress=True)]
-    return LatentEpisodes(
-        **{key: torch.cat(value) for key, value in parts.items()},
-        world=world,
-        starts=np.array(starts),
-        captions=caption_rows,
-        text=text,
-        worlds=tuple(order),
-        action_sizes=sizes,
-        height=size[0],
-        width=size[1],
-    )
+    found = [
+        LatentEpisodes(
+            **{key: torch.cat(value) for key, value in rows.parts.items()},
+            world=torch.tensor([order.index(name) + 1 for name in rows.worlds]),
+            starts=np.cumsum([0, *map(len, rows.parts["latents"])]),
+            captions=rows.captions,
+            text=text,
+            worlds=tuple(order),
+            action_sizes=names,
+            height=height,
+            width=width,
+        )
+        for (height, width), rows in sizes.items()
+    ]
+    return tuple(sorted(found, key=lambda bucket: -len(bucket.latents)))
+
+
+@dataclass
+class _Rows:
+    """Episodes of one picture size, while they are read."""
+
+    parts: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    worlds: list[str] = field(default_factory=list)
+    captions: list[list[int]] = field(default_factory=list)
 
 
 def _rows(
@@ -161,7 +164,8 @@ class Windows:
     terminated: Float[Tensor, "b n"]
     rays: Float[Tensor, "b n 6 y x"]  # NaN where an episode has no cameras
     world: Int[Tensor, " b"]
-    captions: list[int]
+    shot: Int[Tensor, "b n"]
+    captions: list[list[int]]  # one for each shot
 
 
 def draw(
@@ -172,39 +176,46 @@ def draw(
     *,
     from_start: float,
     max_stride: int = 1,
+    shots: int = 1,
 ) -> Windows:
     """Cut one window out of each given episode; a share `from_start` begins at the episode's first frame.
 
     A window may skip frames: all its steps are `stride` apart, the stride drawn up to `max_stride` and as the
-    length allows. Captions tell what the first frame shows; a window from elsewhere gets the first caption,
-    which only names things.
+    length allows. It may be cut into up to `shots` shots, each from elsewhere in the same episode. Captions
+    tell what the first frame shows; a shot from elsewhere gets the first caption, which only names things.
     """
-    rows, captions, strides = [], [], []
+    rows, captions, follows, shot = [], [], [], []
     for episode in episodes:
         length = data.length(int(episode))
         if length < frames:
             raise ValueError(
                 f"a window of {frames} latent steps does not fit an episode of {length}; record longer ones"
             )
-        stride = (
-            int(rng.integers(1, min(max_stride, (length - 1) // max(1, frames - 1)) + 1)) if frames > 1 else 1
-        )
-        first = 0 if rng.random() < from_start else int(rng.integers(length - (frames - 1) * stride))
-        rows.append(data.starts[episode] + first + stride * np.arange(frames))
-        choices = data.captions[episode]
-        captions.append(choices[rng.integers(len(choices))] if first == 0 else choices[0])
-        strides.append(stride)
+        longest = min(max_stride, (length - 1) // max(1, frames - 1))
+        stride = int(rng.integers(1, longest + 1)) if frames > 1 else 1
+        cuts = np.sort(rng.choice(np.arange(2, frames - 1), int(rng.integers(shots)), replace=False))
+        index, told = [], []
+        for part in np.split(np.arange(frames), cuts):
+            first = int(rng.integers(length - (len(part) - 1) * stride))
+            first = 0 if not index and rng.random() < from_start else first
+            index.append(first + stride * np.arange(len(part)))
+            choices = data.captions[episode]
+            told.append(choices[rng.integers(len(choices))] if first == 0 else choices[0])
+        rows.append(data.starts[episode] + np.concatenate(index))
+        follows.append(np.append(False, np.diff(rows[-1]) == 1))
+        shot.append(np.repeat(np.arange(len(index)), [len(part) for part in index]))
+        captions.append(told)
     index = torch.from_numpy(np.stack(rows))
-    follows = (torch.tensor(strides) == 1)[:, None] & (torch.arange(frames) > 0)
     which = torch.from_numpy(np.asarray(episodes))
     return Windows(
         data.latents[index].float(),
         data.actions[index],
-        follows,
+        torch.from_numpy(np.stack(follows)),
         data.rewards[index],
         data.terminated[index],
         window_rays(data, which, index),
         data.world[which],
+        torch.from_numpy(np.stack(shot)),
         captions,
     )
 

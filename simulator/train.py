@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from simulator.batches import TRAININGS, Batch, WorldTraining, make_batch
+from simulator.batches import (
+    TRAININGS,
+    Batch,
+    WorldTraining,
+    make_batch,
+    text_room,
+    tokens_in,
+    with_large_steps,
+    with_own_past,
+)
 from simulator.checkpoint import (
     CONFIG,
     check_writable,
@@ -54,15 +64,20 @@ def loss_of(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, "b n"]]:
     """Total loss, the data loss alone, and each frame's mean squared error in data space."""
     noisy = add_noise(batch.data, batch.noise, batch.noise_level)
-    found: Prediction = model(noisy, batch.noise_level, batch.conditions, batch.allowed)
-    error = rearrange((found.data - batch.data).square(), "b n c y x -> b n (c y x)").mean(dim=-1)
+    found: Prediction = model(
+        noisy, batch.noise_level, batch.conditions, batch.allowed, next_level=batch.next_level
+    )
+    error, off = (
+        rearrange((found.data - goal).square(), "b n c y x -> b n (c y x)").mean(dim=-1)
+        for goal in (batch.target, batch.data)
+    )
     data_loss = (loss_weight(batch.noise_level) * error).mean()
     clean = (1 - batch.noise_level) * batch.conditions.actions_known
     reward = (clean * (found.reward - batch.rewards).square()).mean()
     ended = (
         clean * binary_cross_entropy_with_logits(found.terminated, batch.terminated, reduction="none")
     ).mean()
-    log_error = (found.log_error - error.detach().clamp_min(1e-6).log()).square().mean()
+    log_error = (found.log_error - off.detach().clamp_min(1e-6).log()).square().mean()
     return data_loss + reward + 0.1 * ended + 0.01 * log_error, data_loss.detach(), error.detach()
 
 
@@ -70,12 +85,12 @@ def save(
     out: Path,
     ema: Transformer,
     tokenizer_folder: Path,
-    data: LatentEpisodes,
+    buckets: tuple[LatentEpisodes, ...],
     training: WorldTraining,
     clock: Clock,
 ) -> None:
     """A whole world model in `out`: both networks' weights and one config that says how they were made."""
-    tokenizer = read_json(tokenizer_folder / CONFIG)
+    tokenizer, data = read_json(tokenizer_folder / CONFIG), buckets[0]
     config = WorldModelConfig(data.worlds, data.action_sizes, data.height, data.width)
     save_weights(out / WEIGHTS, ema)
     if not (out / TOKENIZER_WEIGHTS).exists():
@@ -88,8 +103,8 @@ def save(
             "tokenizer": tokenizer["tokenizer"],
             "made": {
                 "tokenizer": tokenizer["made"],
-                "episodes": data.episodes,
-                "frames": len(data.latents),
+                "episodes": sum(bucket.episodes for bucket in buckets),
+                "frames": sum(len(bucket.latents) for bucket in buckets),
                 "steps": clock.step,
                 "minutes": round(clock.seconds / 60, 1),
                 "code": code_version(),
@@ -161,7 +176,7 @@ def train(
     where = torch.device(device)
     encoder = load_tokenizer(tokenizer, where)
     config = replace(PRESETS[preset], latent_channels=encoder.config.channels)
-    episodes = load_latents(data, encoder, fingerprint(tokenizer / TOKENIZER_WEIGHTS), config.action_width)
+    buckets = load_latents(data, encoder, fingerprint(tokenizer / TOKENIZER_WEIGHTS), config.action_width)
     model = Transformer(config).to(where)
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
     average = copy.deepcopy(model).requires_grad_(False)
@@ -173,32 +188,33 @@ def train(
         run.params({"preset": preset, **asdict(training), **asdict(config)})
         fit(
             learner,
-            episodes,
+            buckets,
             training,
             seed,
             compile,
             run,
-            lambda averages: keep(learner, averages, out, tokenizer, encoder, episodes, training, run),
+            lambda averages: keep(learner, averages, out, tokenizer, encoder, buckets, training, run),
         )
     return 0
 
 
 def keep(
-    learner: Learner[Transformer], averages, out, tokenizer_folder, encoder, episodes, training, run
+    learner: Learner[Transformer], averages, out, tokenizer_folder, encoder, buckets, training, run
 ) -> None:
     """Write the model so far, what a resumed run needs, a line of metrics and a preview."""
     clock = learner.clock
-    save(out, learner.ema, tokenizer_folder, episodes, training, clock)
+    save(out, learner.ema, tokenizer_folder, buckets, training, clock)
     save_learner(out / RESUME, learner)
     with (out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), **averages}) + "\n")
+    episodes = buckets[0]
     config = WorldModelConfig(episodes.worlds, episodes.action_sizes, episodes.height, episodes.width)
     preview(out, WorldModel(config, encoder, learner.ema), episodes, encoder, run)
 
 
 def fit(
     learner: Learner[Transformer],
-    episodes: LatentEpisodes,
+    buckets: tuple[LatentEpisodes, ...],
     training: WorldTraining,
     seed: int,
     compiled: bool,
@@ -209,19 +225,24 @@ def fit(
     would have."""
     model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
-    text_tokens = -(-max(len(e) for e in episodes.text) // 8) * 8
-    core = torch.compile(loss_of, dynamic=False) if compiled else loss_of
-    kinds = ("rollout", "sweep", "picture")
-    shares = (1 - training.sweep_share - training.picture_share, training.sweep_share, training.picture_share)
-    saved_s, averages, frames = clock.seconds, {name: float("nan") for name in kinds}, 0
+    text_tokens = max(map(text_room, buckets))
+    # compiling takes minutes a shape: worth it for the most frequent picture size alone
+    fast = (torch.compile(loss_of, dynamic=False), torch.compile(guess, dynamic=False)) if compiled else None
+    averages, frames = {name: float("nan") for name in training.shares}, 0
+    saved_s = clock.seconds
     with tqdm(total=1000, mininterval=10, bar_format="world model {percentage:3.0f}% {postfix}") as bar:
         while clock.progress < 1:
             rng = np.random.default_rng([seed, clock.step])
-            kind = str(rng.choice(kinds, p=shares))
-            batch = make_batch(episodes, training, kind, model.config.window, text_tokens, rng)
+            kind = str(rng.choice(list(averages), p=list(training.shares.values())))
+            other = len(buckets) > 1 and rng.random() < training.other_sizes
+            data = buckets[int(rng.integers(1, len(buckets))) if other else 0]
+            core, look = fast if fast and not other else (loss_of, guess)
+            scale = tokens_in(buckets[0]) / tokens_in(data)
+            batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale)
             batch = tree_map(lambda value: value.to(where), batch)
             set_rates(learner.optimizers, rate_factor(clock.progress))
             with fast_precision(where):
+                batch = with_lessons(batch, partial(look, model, batch), training, kind, clock.progress, rng)
                 loss, data_loss, _ = core(model, batch)
             take_step(learner, loss, training.ema_decay)
             frames += batch.noise_level.numel()
@@ -235,3 +256,26 @@ def fit(
             if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1:
                 saved_s = clock.seconds
                 keep_it(averages)
+
+
+@torch.no_grad()
+def guess(model: Transformer, batch: Batch, noisy: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
+    """What the model predicts of a batch at other levels than its own."""
+    return model(noisy, level, batch.conditions, batch.allowed, next_level=next_level).data
+
+
+def with_lessons(
+    batch: Batch,
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    training: WorldTraining,
+    kind: str,
+    progress: float,
+    rng: np.random.Generator,
+) -> Batch:
+    """The batch, a share of which teaches large steps or to follow a past of the model's own making."""
+    lesson = rng.random()
+    if lesson < training.flow_maps:
+        return with_large_steps(batch, predict, rng)
+    if kind == "rollout" and progress > 0.5 and lesson < training.flow_maps + training.own_past:
+        return with_own_past(batch, predict, rng)
+    return batch

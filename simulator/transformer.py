@@ -43,6 +43,7 @@ class TransformerConfig:
     text_width: int = 384  # of the prompt encoder's tokens
     action_width: int = 8  # actions are padded to this
     worlds: int = 8  # world embeddings; 0 means none
+    shots: int = 4  # shots in one clip, at most
     window: int = 16  # latent frames that a rollout sees, itself included
 
     @property
@@ -68,8 +69,10 @@ PRESETS = {
 class Conditions(NamedTuple):
     """What a canvas is conditioned on. Unknown entries are masked, and their values ignored."""
 
-    text: Float[Tensor, "b l e"]  # prompt tokens
+    text: Float[Tensor, "b l e"]  # prompt tokens, of all shots
     text_known: Bool[Tensor, "b l"]
+    text_shot: Int[Tensor, "b l"]  # the shot that each prompt token tells of
+    shot: Int[Tensor, "b n"]  # the shot that each frame belongs to
     world: Int[Tensor, " b"]
     actions: Float[Tensor, "b n a"]  # the action that led to each frame
     actions_known: Bool[Tensor, "b n"]
@@ -188,14 +191,13 @@ class TextAttention(nn.Module):
         self.out = nn.Linear(self.heads * k, config.width, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "b s d"], text: Float[Tensor, "b l e"], known: Bool[Tensor, "b l"]
+        self, x: Float[Tensor, "b s d"], text: Float[Tensor, "b l e"], allowed: Bool[Tensor, "b 1 s l"]
     ) -> Float[Tensor, "b s d"]:
         queries = self.query_norm(rearrange(self.queries(x), "b s (h k) -> b h s k", h=self.heads))
         keys, values = rearrange(
             self.keys_values(text), "b l (two g k) -> two b g l k", two=2, g=self.kv_heads
         )
         keys = self.key_norm(keys)
-        allowed = repeat(known, "b l -> b 1 s l", s=x.shape[1])
         mixed = attend(queries.to(values.dtype), keys.to(values.dtype), values, allowed)
         return self.out(rearrange(mixed, "b h s k -> b s (h k)"))
 
@@ -219,7 +221,7 @@ class Block(nn.Module):
         self,
         x: Tokens,
         shared: Float[Tensor, "b n six d"],
-        conditions: Conditions,
+        text: tuple[Tensor, Tensor],
         rotation: Tensor,
         allowed: Tensor | None,
         past: KeysValues | None,
@@ -233,7 +235,7 @@ class Block(nn.Module):
         x = x + (1 + gate1) * mixed.reshape(b, n, s, d)
         if self.text is not None:
             h = F.rms_norm(x, (d,))
-            mixed = self.text(rearrange(h, "b n s d -> b (n s) d"), conditions.text, conditions.text_known)
+            mixed = self.text(rearrange(h, "b n s d -> b (n s) d"), *text)
             x = x + mixed.reshape(b, n, s, d)
         h = F.rms_norm(x, (d,)) * (1 + scale2) + shift2
         gate, up = self.gate_up(h).chunk(2, dim=-1)
@@ -256,6 +258,8 @@ class Transformer(nn.Module):
         self.text_norm = nn.RMSNorm(config.text_width)
         self.level_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
         self.previous_level_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+        self.stride_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+        self.shot = nn.Embedding(config.shots, d)
         self.modulation = nn.Linear(d, 6 * d)
         self.blocks = nn.ModuleList(
             Block(config, full=(i + 1) % config.full_every == 0, text=i % config.text_every == 0)
@@ -267,18 +271,22 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.modulation.bias)
         nn.init.zeros_(self.patch_out.weight)
         nn.init.zeros_(self.previous_in.weight)
-        for parameter in self.previous_level_in[2].parameters():
+        nn.init.zeros_(self.shot.weight)
+        for parameter in (*self.previous_level_in[2].parameters(), *self.stride_in[2].parameters()):
             nn.init.zeros_(parameter)
         nn.init.normal_(self.world.weight, std=0.02)
 
     @property
     def not_for_muon(self) -> frozenset[str]:
         """First and last layers and embeddings, which Muon's authors leave to AdamW."""
-        first_last = ("patch_", "previous_", "rays_in", "world", "level_in.0", "action_in.0", "heads_out")
+        first_last = (
+            *("patch_", "previous_", "rays_in", "world", "shot", "level_in.0", "stride_in.0"),
+            *("action_in.0", "heads_out"),
+        )
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(first_last))
 
     def _frame_condition(
-        self, noise_level: Levels, previous_level: Levels, conditions: Conditions
+        self, noise_level: Levels, previous_level: Levels, stride: Levels, conditions: Conditions
     ) -> Float[Tensor, "b n d"]:
         frequencies = torch.exp(torch.linspace(0, 6, self.config.width // 2, device=noise_level.device))
 
@@ -287,7 +295,8 @@ class Transformer(nn.Module):
             return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
         levels = self.level_in(waves(noise_level)) + self.previous_level_in(waves(previous_level))
-        return levels + self.world(conditions.world)[:, None]
+        place = self.world(conditions.world)[:, None] + self.shot(conditions.shot)
+        return levels + self.stride_in(waves(stride)) + place
 
     def _tokens(
         self,
@@ -304,6 +313,17 @@ class Transformer(nn.Module):
         grid = grid + self.previous_in(rearrange(previous, patches, p=p, q=p))
         register = repeat(self.register, "d -> b n 1 d", b=b, n=n).to(grid.dtype)
         return torch.cat([action[:, :, None].to(grid.dtype), register, grid], dim=2)
+
+    def _text(
+        self, conditions: Conditions, x: Tokens
+    ) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b 1 ns l"]]:
+        """Prompt tokens, and which of them each token of the canvas may look at: those of its own shot (a
+        shot without words: all); a canvas without words sees a learned blank."""
+        told = conditions.text_known[:, None] & (conditions.text_shot[:, None] == conditions.shot[..., None])
+        blank = ~told.any(dim=-1, keepdim=True)
+        anything = conditions.text_known.any(dim=1)
+        text = torch.where(anything[:, None, None], self.text_norm(conditions.text.to(x.dtype)), self.no_text)
+        return text, repeat(told | blank, "b n l -> b 1 (n s) l", s=x.shape[2])
 
     def _rotations(self, height: int, width: int, frames: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
         """Rotary tables of one frame's tokens and of all frames' tokens; the extra tokens stand at the
@@ -331,11 +351,14 @@ class Transformer(nn.Module):
         allowed: Bool[Tensor, "b n m"] | None = None,
         first_frame: Float[Tensor, ""] | float = 0.0,
         past: Memory | None = None,
+        next_level: Levels | None = None,
     ) -> Prediction:
-        """Predict clean latents.
+        """Predict the data towards which the flow moves (`flow.move`) from `noise_level` to `next_level`.
 
         allowed: which frame may look at which (None: all at all); m counts the cached frames first.
         first_frame: index of the first frame given, for its position. past: memory of the frames before.
+        next_level: where a sampler goes next, at most `noise_level`; None: nowhere, that is the flow's
+        direction at `noise_level` itself, which points to the mean of the clean latents.
         """
         height, width = (size // self.config.patch for size in latents.shape[-2:])
         action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
@@ -348,19 +371,17 @@ class Transformer(nn.Module):
         if allowed is not None:
             s = x.shape[2]
             allowed = repeat(allowed, "b n m -> b 1 (n s) (m r)", s=s, r=s)
-        anything = conditions.text_known.any(dim=1)
-        text = torch.where(anything[:, None, None], self.text_norm(conditions.text.to(x.dtype)), self.no_text)
-        known = conditions.text_known | ~anything[:, None]
-        conditions = conditions._replace(text=text, text_known=known)
+        text = self._text(conditions, x)
+        stride = torch.zeros_like(noise_level) if next_level is None else noise_level - next_level
         shared = self.modulation(
-            F.silu(self._frame_condition(noise_level, previous_level, conditions) + action)
+            F.silu(self._frame_condition(noise_level, previous_level, stride, conditions) + action)
         )
         shared = rearrange(shared, "b n (six d) -> b n six d", six=6)
         caches, depth = [], 0
         for block in self.blocks:
             rotation = across if block.full else within
             x, new = block(
-                x, shared, conditions, rotation, allowed, past.layers[depth] if past and block.full else None
+                x, shared, text, rotation, allowed, past.layers[depth] if past and block.full else None
             )
             if new is not None:
                 caches.append(new)

@@ -161,6 +161,8 @@ class WorldModel:
         nothing = Conditions(
             text,
             known,
+            torch.zeros_like(known, dtype=torch.long),
+            torch.zeros(1, n, dtype=torch.long, device=self.device),
             self._world_ids([canvas.world]),
             torch.zeros(1, n, self.transformer.config.action_width, device=self.device),
             torch.zeros(1, n, dtype=torch.bool, device=self.device),
@@ -284,6 +286,8 @@ class WorldModel:
         return Conditions(
             state.text,
             state.text_known,
+            torch.zeros_like(state.text_known, dtype=torch.long),
+            torch.zeros_like(unknown, dtype=torch.long),
             state.world,
             nothing if actions is None else actions,
             unknown if actions is None else ~unknown,

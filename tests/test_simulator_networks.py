@@ -7,7 +7,7 @@ import torch
 
 from simulator import tokenizer as tokenizer_module
 from simulator import transformer as transformer_module
-from simulator.flow import add_noise, move, schedule, velocity
+from simulator.flow import add_noise, move, schedule, towards, velocity
 from simulator.sampling import denoise, row_noise
 from simulator.tokenizer import Tokenizer
 from simulator.transformer import Conditions, Memory, Prediction, Transformer, extended, frame_mask
@@ -29,6 +29,8 @@ def conditions(b: int, n: int, cells: int = 4, words: int = 5, seed: int = 0) ->
     return Conditions(
         torch.randn(b, words, TINY.text_width, generator=g),
         torch.ones(b, words, dtype=torch.bool),
+        torch.zeros(b, words, dtype=torch.long),
+        torch.zeros(b, n, dtype=torch.long),
         torch.ones(b, dtype=torch.long),
         torch.randn(b, n, TINY.action_width, generator=g),
         torch.ones(b, n, dtype=torch.bool),
@@ -39,6 +41,7 @@ def conditions(b: int, n: int, cells: int = 4, words: int = 5, seed: int = 0) ->
 
 def one_frame(c: Conditions, k: int) -> Conditions:
     return c._replace(
+        shot=c.shot[:, k : k + 1],
         actions=c.actions[:, k : k + 1],
         actions_known=c.actions_known[:, k : k + 1],
         rays=c.rays[:, k : k + 1],
@@ -58,6 +61,8 @@ def test_the_flow_runs_from_noise_to_data_and_its_velocity_is_their_difference()
     assert torch.allclose(velocity(noisy, data, level), noise - data, atol=1e-5)
     assert torch.allclose(move(noisy, data, level, torch.zeros(2, 3)), data, atol=1e-6)
     assert torch.allclose(move(noisy, data, level, torch.ones(2, 3)), noise, atol=1e-5)
+    there = move(noisy, data, level, 0.3 * level)
+    assert torch.allclose(towards(noisy, there, level, 0.3 * level), data, atol=1e-5)
     assert torch.equal(add_noise(data, noise, torch.zeros(2, 3)), data)
 
 
@@ -138,6 +143,7 @@ def test_padding_a_prompt_and_batching_rows_change_nothing(transformer: Transfor
     padded = c._replace(
         text=torch.cat([c.text, torch.randn(2, 4, TINY.text_width)], dim=1),
         text_known=torch.cat([c.text_known, torch.zeros(2, 4, dtype=torch.bool)], dim=1),
+        text_shot=torch.cat([c.text_shot, torch.zeros(2, 4, dtype=torch.long)], dim=1),
     )
     with torch.no_grad():
         together = transformer(latents, level, c).data

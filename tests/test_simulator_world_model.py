@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from recon3d.sweeps import orbit
-from simulator.batches import draw_levels
+from simulator.batches import (
+    TRAININGS,
+    Batch,
+    draw_levels,
+    make_batch,
+    text_room,
+    with_large_steps,
+    with_own_past,
+)
 from simulator.canvas import image_to_video, text_to_video
 from simulator.clips import Episode, write_episode
 from simulator.fidelity import evaluate, seen_in_first
@@ -120,16 +128,57 @@ def test_held_out_seeds_are_not_trained_on(trained: Path):
 
 
 def test_windows_carry_the_action_that_led_to_each_frame(trained: Path):
-    data = load_latents(trained / "data", load_tokenizer(trained / "tokenizer"), "test", 8)
+    (data,) = load_latents(trained / "data", load_tokenizer(trained / "tokenizer"), "test", 8)
     episode = moving_square(2)
     rows = slice(data.starts[2], data.starts[3])
     assert np.array_equal(data.actions[rows][1:, :2].numpy(), episode.actions)
     assert data.actions[rows][0].abs().sum() == 0 and data.actions[:, 2:].abs().sum() == 0
 
 
-@pytest.mark.parametrize("kind", ["rollout", "sweep", "picture"])
+def tiny_batch(trained: Path, kind: str) -> Batch:
+    (data,) = load_latents(trained / "data", load_tokenizer(trained / "tokenizer"), "test", 8)
+    return make_batch(data, TRAININGS["tiny"], kind, 8, text_room(data), np.random.default_rng(0))
+
+
+def test_one_large_step_of_a_perfect_model_is_the_flow_itself(trained: Path):
+    """Where the prediction is the data, two steps and one lead to the same place, and known frames stay."""
+    batch = tiny_batch(trained, "clip")
+    learnt = with_large_steps(batch, lambda noisy, level, next_level: batch.data, np.random.default_rng(1))
+    assert torch.allclose(learnt.target, batch.data, atol=1e-4)
+    known = batch.noise_level <= 0.12
+    assert known.any() and torch.equal(learnt.next_level[known], batch.noise_level[known])
+    assert (learnt.next_level[~known] < batch.noise_level[~known]).all()
+
+
+def test_a_past_of_the_models_own_stands_where_the_truth_stood(trained: Path):
+    batch = tiny_batch(trained, "rollout")
+    asked = []
+
+    def predict(noisy, level, next_level):
+        asked.append(level)
+        return torch.full_like(batch.data, 7.0)
+
+    learnt = with_own_past(batch, predict, np.random.default_rng(1))
+    own = (learnt.data == 7.0).flatten(2).all(dim=2)
+    assert own[:, 1:].float().mean() > 0.3 and torch.equal(own, asked[0] == 1)
+    assert torch.equal(learnt.data[~own], batch.data[~own]) and (learnt.noise_level[own] <= 0.12).all()
+
+
+def test_shots_are_cut_from_one_episode_and_each_has_its_words(trained: Path):
+    batch = tiny_batch(trained, "shots")
+    c = batch.conditions
+    assert c.shot.max() >= 1 and (c.shot.diff(dim=1) >= 0).all()
+    for row in range(len(c.shot)):
+        assert set(c.shot[row].tolist()) == set(
+            c.text_shot[row][: int(c.text_known[row].sum())].tolist()
+        ) or (not c.text_known[row].any())
+    cut = c.shot.diff(dim=1, prepend=c.shot[:, :1]) > 0
+    assert not c.actions_known[cut].any() or c.shot.max() == 0
+
+
+@pytest.mark.parametrize("kind", ["rollout", "clip", "shots", "sweep", "picture"])
 def test_noise_levels_cover_what_sampling_meets(kind: str):
-    level = draw_levels(np.random.default_rng(0), 400, 9, kind)
+    level = draw_levels(np.random.default_rng(0), 4000, 9, kind)
     assert level.min() >= 0 and level.max() == 1 and (level == 1).mean() > 0.03
     if kind == "rollout":
         past_clean = (level[:, :-1] < 0.12).all(axis=1)

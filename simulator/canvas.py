@@ -4,14 +4,18 @@ every level to zero."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from recon3d.cameras import Cameras
+from simulator.video import Frames, resize
 
 HELD, FREE = 0.0, 1.0
+Actions = Float[np.ndarray, "steps a"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Canvas:
     """One clip to be made, of 1 + k * time_factor frames (k + 1 latent steps).
 
     Attributes:
-        prompt: what is to be seen; None means without words.
+        prompt: what is to be seen, or one prompt for each shot; None means without words.
         frames: pixels where known; anything where not.
         start_level: noise level that each latent step starts from: 1 unknown; 0 known and held; between,
             known, re-noised to that level and free to move.
@@ -27,16 +31,20 @@ class Canvas:
         actions: in [-1, 1], the one that leads from each latent step to the next, or None.
         cameras: one for each latent step (only their poses relative to the first count), or None.
         guidance: how strongly the prompt pulls (classifier-free guidance, Ho & Salimans 2022); 1 is not at
-        all.
+            all.
+        shot: the shot that each latent step belongs to, from 0 up; None: all to one.
+        closed: the last latent step is the first, so that the clip plays in a loop.
     """
 
-    prompt: str | None
-    frames: UInt8[np.ndarray, "t h w 3"]
+    prompt: str | tuple[str, ...] | None
+    frames: Frames
     start_level: Float[np.ndarray, " n"]
     world: str | None = None
-    actions: Float[np.ndarray, "steps a"] | None = None
+    actions: Actions | None = None
     cameras: Cameras | None = None
     guidance: float = 3.0
+    shot: Int[np.ndarray, " n"] | None = None
+    closed: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.start_level)
@@ -50,35 +58,85 @@ class Canvas:
             raise ValueError(f"canvas of {n} latent steps needs {n - 1} actions, got {len(self.actions)}")
         if self.cameras is not None and len(self.cameras) != n:
             raise ValueError(f"canvas of {n} latent steps needs {n} cameras, got {len(self.cameras)}")
+        self._check_shots(n)
+        if self.closed and (n < 3 or self.start_level[0] != self.start_level[-1]):
+            raise ValueError(
+                f"a loop needs at least 3 latent steps whose first and last start alike, got {n} from "
+                f"{self.start_level[0]:g} to {self.start_level[-1]:g}"
+            )
+
+    def _check_shots(self, n: int) -> None:
+        if self.shot is None:
+            if len(self.prompts) > 1:
+                raise ValueError(f"{len(self.prompts)} prompts need `shot`, which says whose each step is")
+            return
+        if len(self.shot) != n:
+            raise ValueError(f"canvas of {n} latent steps needs {n} entries in shot, got {len(self.shot)}")
+        if self.shot.min() < 0 or self.shot.max() >= max(1, len(self.prompts)):
+            raise ValueError(
+                f"shot must number the {len(self.prompts)} prompts from 0, got {self.shot.tolist()}"
+            )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """One for each shot; none without words."""
+        if self.prompt is None:
+            return ()
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
     def held(self) -> Bool[np.ndarray, " n"]:
         return self.start_level == HELD
 
 
-def _latent_steps(frames: int, time_factor: int) -> int:
+class Given(TypedDict, total=False):
+    """What any task may be told beside pictures and words (see `Canvas`)."""
+
+    world: str | None
+    actions: Actions | None
+    cameras: Cameras | None
+    guidance: float
+
+
+def latent_steps(frames: int, time_factor: int) -> int:
+    """Latent steps of a clip. Raises ValueError if the tokenizer cannot divide it."""
     if frames < 1 or (frames - 1) % time_factor:
         near = max(0, round((frames - 1) / time_factor)) * time_factor + 1
         raise ValueError(f"--frames must be 1 + a multiple of {time_factor}, got {frames}; use {near}")
     return (frames - 1) // time_factor + 1
 
 
+def _fill(
+    prompt: str | None,
+    frames: Frames,
+    known: Bool[np.ndarray, " t"],
+    time_factor: int,
+    **given: Unpack[Given],
+) -> Canvas:
+    """Hold the known frames, free the rest. Raises ValueError if a latent step is known in part."""
+    n = latent_steps(len(frames), time_factor)
+    inside = known[1:].reshape(n - 1, time_factor)
+    if (inside.any(axis=1) != inside.all(axis=1)).any():
+        raise ValueError(
+            f"known frames must fill whole latent steps of {time_factor} frames (the first step is one "
+            "frame); give more or fewer"
+        )
+    held = np.append(known[:1], inside.all(axis=1))
+    return Canvas(prompt, frames, np.where(held, HELD, FREE).astype(np.float32), **given)
+
+
 def text_to_video(
     prompt: str | None,
     frames: int,
     *,
-    world: str | None = None,
     height: int = 64,
     width: int = 64,
-    cameras: Cameras | None = None,
-    actions: Float[np.ndarray, "steps a"] | None = None,
-    guidance: float = 3.0,
     time_factor: int = 1,
+    **given: Unpack[Given],
 ) -> Canvas:
     """A video from words alone (one frame: a picture; with cameras: a sweep)."""
-    n = _latent_steps(frames, time_factor)
     pixels = np.zeros((frames, height, width, 3), np.uint8)
-    return Canvas(prompt, pixels, np.full(n, FREE, np.float32), world, actions, cameras, guidance)
+    return _fill(prompt, pixels, np.zeros(frames, bool), time_factor, **given)
 
 
 def image_to_video(
@@ -86,15 +144,153 @@ def image_to_video(
     prompt: str | None,
     frames: int,
     *,
-    world: str | None = None,
-    cameras: Cameras | None = None,
-    actions: Float[np.ndarray, "steps a"] | None = None,
-    guidance: float = 3.0,
     time_factor: int = 1,
+    **given: Unpack[Given],
 ) -> Canvas:
     """A video that starts with a given picture."""
-    n = _latent_steps(frames, time_factor)
+    return extend(image[None], prompt, frames - 1, time_factor=time_factor, **given)
+
+
+def extend(
+    video: Frames, prompt: str | None, frames: int, *, time_factor: int = 1, **given: Unpack[Given]
+) -> Canvas:
+    """A video and so many frames after it."""
+    return infill(video, video[:0], prompt, frames, time_factor=time_factor, **given)
+
+
+def extend_back(
+    video: Frames, prompt: str | None, frames: int, *, time_factor: int = 1, **given: Unpack[Given]
+) -> Canvas:
+    """So many frames before a video, and the video."""
+    return infill(video[:0], video, prompt, frames, time_factor=time_factor, **given)
+
+
+def infill(
+    before: Frames,
+    after: UInt8[np.ndarray, "t2 h2 w2 3"],
+    prompt: str | None,
+    frames: int,
+    *,
+    time_factor: int = 1,
+    **given: Unpack[Given],
+) -> Canvas:
+    """So many frames between two clips, which are held."""
+    _check_alike(before, after)
+    pixels = np.concatenate([before, np.zeros((frames, *before.shape[1:]), np.uint8), after])
+    known = np.ones(len(pixels), bool)
+    known[len(before) : len(before) + frames] = False
+    return _fill(prompt, pixels, known, time_factor, **given)
+
+
+def blend(
+    before: Frames,
+    after: UInt8[np.ndarray, "t2 h2 w2 3"],
+    prompt: str | None,
+    frames: int,
+    *,
+    level: float = 0.9,
+    time_factor: int = 1,
+    **given: Unpack[Given],
+) -> Canvas:
+    """So many frames that turn one clip into another, made from their cross-fade, re-noised to `level`."""
+    canvas = infill(before, after, prompt, frames, time_factor=time_factor, **given)
+    pixels = canvas.frames.copy()
+    pixels[len(before) : len(before) + frames] = cross_fade(before[-1], after[0], frames)
+    return replace(canvas, frames=pixels, start_level=np.where(canvas.held, HELD, level).astype(np.float32))
+
+
+def cross_fade(first: UInt8[np.ndarray, "h w 3"], last: UInt8[np.ndarray, "h w 3"], frames: int) -> Frames:
+    """The frames strictly between two pictures, fading linearly from one to the other."""
+    share = (np.arange(1, frames + 1) / (frames + 1))[:, None, None, None]
+    return np.rint((1 - share) * first + share * last).astype(np.uint8)
+
+
+def loop(
+    prompt: str | None,
+    frames: int,
+    *,
+    image: UInt8[np.ndarray, "h w 3"] | None = None,
+    height: int = 64,
+    width: int = 64,
+    time_factor: int = 1,
+    **given: Unpack[Given],
+) -> Canvas:
+    """A video whose last frame is its first, from words or from a picture that it starts and ends with.
+
+    To close a clip that is there already, `infill` between its end and its start.
+    """
+    if image is None:
+        empty = text_to_video(prompt, frames, height=height, width=width, time_factor=time_factor, **given)
+        return replace(empty, closed=True)
     pixels = np.repeat(image[None], frames, axis=0)
-    level = np.full(n, FREE, np.float32)
-    level[0] = HELD
-    return Canvas(prompt, pixels, level, world, actions, cameras, guidance)
+    level = np.full(latent_steps(frames, time_factor), FREE, np.float32)
+    level[[0, -1]] = HELD
+    return Canvas(prompt, pixels, level, closed=True, **given)
+
+
+def edit(
+    video: Frames, prompt: str | None, *, level: float = 0.6, time_factor: int = 1, **given: Unpack[Given]
+) -> Canvas:
+    """A video again under another prompt: every frame re-noised to `level` (SDEdit, Meng et al. 2022); the
+    higher, the less of it stays."""
+    if not 0 < level <= 1:
+        raise ValueError(f"level must lie in (0, 1], got {level}; 0.6 keeps the layout, 0.9 little")
+    steps = latent_steps(len(video), time_factor)
+    return Canvas(prompt, video, np.full(steps, level, np.float32), **given)
+
+
+def upscale(
+    video: Frames,
+    prompt: str | None,
+    height: int,
+    width: int,
+    *,
+    level: float = 0.7,
+    time_factor: int = 1,
+    **given: Unpack[Given],
+) -> Canvas:
+    """A draft made again at another size: resized, re-noised to `level`, and made new where it moved."""
+    if height < video.shape[1] or width < video.shape[2]:
+        raise ValueError(
+            f"upscale needs a size of at least {video.shape[1]}x{video.shape[2]}, got {height}x{width}"
+        )
+    return edit(resize(video, height, width), prompt, level=level, time_factor=time_factor, **given)
+
+
+SHOT_MARK = re.compile(r"\bshot\s+\d+\s*:", re.IGNORECASE)
+
+
+def shots_of(prompt: str) -> tuple[str, ...]:
+    """`shot 1: a room. shot 2: the same` -> its prompts; one prompt where no shot is marked."""
+    if not SHOT_MARK.search(prompt):
+        return (prompt,)
+    head, *shots = SHOT_MARK.split(prompt)
+    if head.strip() or not all(shot.strip() for shot in shots):
+        raise ValueError(f"prompt must read 'shot 1: ... shot 2: ...' with words for each, got {prompt!r}")
+    return tuple(shot.strip() for shot in shots)
+
+
+def multi_shot(
+    prompts: tuple[str, ...],
+    frames: int,
+    *,
+    height: int = 64,
+    width: int = 64,
+    time_factor: int = 1,
+    **given: Unpack[Given],
+) -> Canvas:
+    """One clip of several shots of the same things, each of about as many frames, cut from one to the
+    next."""
+    canvas = text_to_video(None, frames, height=height, width=width, time_factor=time_factor, **given)
+    n = len(canvas.start_level)
+    if n < 2 * len(prompts):
+        raise ValueError(f"{len(prompts)} shots need at least {2 * len(prompts)} latent steps, got {n}")
+    return replace(canvas, prompt=prompts, shot=np.arange(n) * len(prompts) // n)
+
+
+def _check_alike(before: Frames, after: UInt8[np.ndarray, "t2 h2 w2 3"]) -> None:
+    if before.shape[1:] != after.shape[1:]:
+        raise ValueError(
+            f"both clips need one size, got {before.shape[1]}x{before.shape[2]} and "
+            f"{after.shape[1]}x{after.shape[2]}; resize one"
+        )

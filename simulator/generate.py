@@ -1,19 +1,34 @@
-"""`orrery generate`: a prompt (and a picture, cameras, actions) -> a video or a picture."""
+"""`orrery generate`: words (and pictures, videos, cameras) -> a video or a picture. Each task is a way to
+fill in one canvas (`simulator/canvas.py`)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import tyro
+from jaxtyping import UInt8
 
 from recon3d.cameras import Cameras
 from recon3d.sweeps import arc, dolly, orbit, revisit
-from simulator.canvas import Canvas, image_to_video, text_to_video
+from simulator import canvas as tasks
+from simulator.canvas import Canvas, Given, shots_of
 from simulator.checkpoint import check_writable
-from simulator.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, read_image, write_image, write_video
+from simulator.video import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Frames,
+    read_image,
+    read_video,
+    write_image,
+    write_video,
+)
 from simulator.world_model import WorldModel
 
+Task = Literal["animate", "extend", "extend-back", "infill", "loop", "blend", "edit", "upscale"]
+CONTEXT = 8  # latent steps of a given clip that a task looks at, on each side
 SWEEPS = {"orbit": orbit, "arc": arc, "dolly": dolly, "revisit": revisit}
 
 
@@ -26,55 +41,148 @@ def sweep_cameras(name: str | None, frames: int, height: int, width: int) -> Cam
     return SWEEPS[name](frames, height=height, width=width)
 
 
-def make_canvas(
-    model: WorldModel,
-    prompt: str,
-    frames: int,
-    height: int | None,
-    width: int | None,
-    image: Path | None,
-    sweep: str | None,
-    world: str | None,
-    guidance: float,
-) -> Canvas:
-    """The canvas that the flags of `orrery generate` describe."""
-    factor = model.frames_per_step
-    views = (frames - 1) // factor + 1
-    if image is not None:
-        picture = read_image(image)
-        asked = (height or picture.shape[0], width or picture.shape[1])
-        if picture.shape[:2] != asked:
+@dataclass(frozen=True)
+class Request:
+    """What the flags of `orrery generate` ask for."""
+
+    prompt: str
+    frames: int
+    height: int | None
+    width: int | None
+    task: Task | None
+    clips: tuple[Frames, ...]  # of --image and --video
+    sweep: str | None
+    level: float | None
+    world: str | None
+    guidance: float
+    time_factor: int
+
+    def given(self, steps: int, height: int, width: int) -> Given:
+        cameras = sweep_cameras(self.sweep, steps, height, width)
+        return Given(world=self.world, guidance=self.guidance, cameras=cameras)
+
+
+def from_words(request: Request, height: int, width: int) -> Canvas:
+    """A picture, a video, shots or a loop from words alone."""
+    given = request.given(tasks.latent_steps(request.frames, request.time_factor), height, width)
+    size = {"height": height, "width": width, "time_factor": request.time_factor}
+    shots = shots_of(request.prompt)
+    if request.task == "loop":
+        return tasks.loop(request.prompt, request.frames, image=None, **size, **given)
+    if len(shots) > 1:
+        return tasks.multi_shot(shots, request.frames, **size, **given)
+    return tasks.text_to_video(request.prompt, request.frames, **size, **given)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A canvas, and how what it makes becomes the file: the frames before and after it, and how many of its
+    own are left out at the end."""
+
+    canvas: Canvas
+    before: Frames
+    after: Frames
+    left_out: int = 0
+
+    def joined(self, made: Frames) -> UInt8[np.ndarray, "t2 h w 3"]:
+        kept = made[: len(made) - self.left_out]
+        return np.concatenate([part for part in (self.before, kept, self.after) if len(part)])
+
+
+def from_one_clip(request: Request, clip: Frames) -> Plan:
+    """What a task makes of one clip."""
+    height, width = clip.shape[1:3]
+    factor, frames, prompt, task = request.time_factor, request.frames, request.prompt, request.task
+    steps = tasks.latent_steps(frames, factor) if request.sweep is not None else 1
+    how = {"time_factor": factor, **request.given(steps, height, width)}
+    level = {} if request.level is None else {"level": request.level}
+    nothing, head, tail = clip[:0], *context(clip, factor)
+    if task == "extend":
+        return Plan(tasks.extend(head, prompt, frames, **how), clip[: -len(head)], nothing)
+    if task == "extend-back":
+        return Plan(tasks.extend_back(tail, prompt, frames, **how), nothing, clip[len(tail) :])
+    if task == "loop":  # the clip, then the way from its end to its start
+        canvas = tasks.infill(head, tail, prompt, frames, **how)
+        return Plan(canvas, clip[: -len(head)], nothing, left_out=len(tail))
+    if task == "edit":
+        return Plan(tasks.edit(clip, prompt, **level, **how), nothing, nothing)
+    if task == "upscale":
+        size = (request.height or 2 * height, request.width or 2 * width)
+        return Plan(tasks.upscale(clip, prompt, *size, **level, **how), nothing, nothing)
+    return Plan(tasks.image_to_video(clip[0], prompt, frames, **how), nothing, nothing)
+
+
+def from_two_clips(request: Request, first: Frames, second: Frames) -> Plan:
+    """What leads from one clip to another."""
+    factor = request.time_factor
+    how = {"time_factor": factor, **request.given(1, *first.shape[1:3])}
+    head, tail = context(first, factor)[0], context(second, factor)[1]
+    if request.task == "blend":
+        how |= {} if request.level is None else {"level": request.level}
+        canvas = tasks.blend(head, tail, request.prompt, request.frames, **how)
+    else:
+        canvas = tasks.infill(head, tail, request.prompt, request.frames, **how)
+    return Plan(canvas, first[: -len(head)], second[len(tail) :])
+
+
+def context(clip: Frames, factor: int) -> tuple[Frames, Frames]:
+    """A clip's last latent steps and its first ones, whole steps each."""
+    last, first = clip[-1 - (CONTEXT - 1) * factor :], clip[: CONTEXT * factor]
+    return last[(len(last) - 1) % factor :], first[: max(1, len(first) // factor) * factor]
+
+
+def plan(request: Request, height: int, width: int) -> Plan:
+    """The canvas that the flags describe. Raises ValueError for a task with the wrong number of clips."""
+    task, clips = request.task, request.clips
+    if request.sweep is not None and task not in (None, "animate"):
+        raise ValueError(f"--sweep goes with words or with --task animate, not with {task}")
+    needed = {"infill": 2, "blend": 2, "loop": min(1, len(clips)), None: min(1, len(clips))}.get(task, 1)
+    if len(clips) != needed:
+        raise ValueError(f"--task {task} takes {needed} --video (or --image), got {len(clips)}")
+    if not clips:
+        nothing = np.zeros((0, height, width, 3), np.uint8)
+        return Plan(from_words(request, height, width), nothing, nothing)
+    return from_one_clip(request, *clips) if needed == 1 else from_two_clips(request, *clips)
+
+
+def read_clips(image: Path | None, videos: tuple[Path, ...], height: int | None, width: int | None, task):
+    """The clips that the flags name, of the size asked for. Raises ValueError if they have another."""
+    if image is not None and videos:
+        raise ValueError("give --image or --video, not both")
+    clips = [read_video(path)[0] for path in videos] if image is None else [read_image(image)[None]]
+    for path, clip in zip(videos if image is None else [image], clips, strict=True):
+        asked = (height or clip.shape[1], width or clip.shape[2])
+        if clip.shape[1:3] != asked and task != "upscale":
             raise ValueError(
-                f"{image} is {picture.shape[0]}x{picture.shape[1]}, "
-                f"asked for {asked[0]}x{asked[1]}; resize it"
+                f"{path} is {clip.shape[1]}x{clip.shape[2]}, asked for {asked[0]}x{asked[1]}; resize it"
             )
-        cameras = sweep_cameras(sweep, views, *asked)
-        return image_to_video(
-            picture, prompt, frames, world=world, cameras=cameras, guidance=guidance, time_factor=factor
-        )
-    height, width = height or model.height, width or model.width
-    cameras = sweep_cameras(sweep, views, height, width)
-    return text_to_video(
-        prompt,
-        frames,
-        world=world,
-        height=height,
-        width=width,
-        cameras=cameras,
-        guidance=guidance,
-        time_factor=factor,
-    )
+    return tuple(clips)
 
 
 def generate(
-    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="what is to be seen")],
+    prompt: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(help="what is to be seen; 'shot 1: ... shot 2: ...' cuts between views of it"),
+    ],
     output: Annotated[
         Path, tyro.conf.arg(aliases=["-o"], help="a video (.mp4), or a picture (.png) for --frames 1")
     ],
-    frames: Annotated[int, tyro.conf.arg(help="1 makes a picture")] = 16,
+    frames: Annotated[int, tyro.conf.arg(help="to make, beside those of --video; 1 makes a picture")] = 16,
     height: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     width: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     image: Annotated[Path | None, tyro.conf.arg(help="picture that the video starts with")] = None,
+    video: Annotated[tuple[Path, ...], tyro.conf.arg(help="clip, or two for infill and blend")] = (),
+    task: Annotated[
+        Task | None,
+        tyro.conf.arg(
+            help="animate a picture; extend a clip (or extend-back); infill between two, or blend one into "
+            "the other; loop (from words, or a clip back to its start); edit (the clip under other words); "
+            "upscale (to --height, --width)"
+        ),
+    ] = None,
+    level: Annotated[
+        float | None, tyro.conf.arg(help="how much noise edit, blend and upscale start from, in (0, 1]")
+    ] = None,
     sweep: Annotated[str | None, tyro.conf.arg(help="camera path: orbit, arc, dolly or revisit")] = None,
     world: Annotated[
         str | None, tyro.conf.arg(help="Room, Orbit or Lab; Orbit by default for a sweep")
@@ -88,19 +196,24 @@ def generate(
     ] = "default",
     device: str = "cpu",
 ) -> int:
-    """Make a video, a picture or a camera sweep from words."""
-    suffixes = IMAGE_SUFFIXES if frames == 1 else VIDEO_SUFFIXES
+    """Make a video, a picture or a camera sweep from words, or from clips and words."""
+    still = frames == 1 and not video
+    suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
     if output.suffix.lower() not in suffixes:
         raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {frames}")
     if frames < 1:
         raise ValueError(f"--frames must be at least 1, got {frames}")
     check_writable(output.parent)
+    clips = read_clips(image, video, height, width, task)
     model = WorldModel.load(checkpoint, device)
     world = world or ("Orbit" if sweep else None)
-    canvas = make_canvas(model, prompt, frames, height, width, image, sweep, world, guidance)
-    video = model.generate(canvas, seed=seed, steps=steps, progress=True)
-    if frames == 1:
-        write_image(output, video[0], scale=scale)
+    factor = model.frames_per_step
+    request = Request(prompt, frames, height, width, task, clips, sweep, level, world, guidance, factor)
+    chosen = plan(request, height or model.height, width or model.width)
+    made = model.generate(chosen.canvas, seed=seed, steps=steps, progress=True)
+    if still:
+        write_image(output, made[0], scale=scale)
     else:
-        write_video(output, video, 1 / model.time_step_s, scale=scale)
+        fps = model.frames_per_step / model.time_step_s
+        write_video(output, chosen.joined(made), fps, scale=scale)
     return 0

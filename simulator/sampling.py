@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from simulator.flow import Levels, move, schedule
@@ -27,30 +27,34 @@ def row_noise(
 
 
 def denoise(
-    predict: Callable[[Noisy, Levels], Prediction],
+    predict: Callable[[Noisy, Levels, Levels], Prediction],
     noisy: Noisy,
     start_level: Levels,
-    held: Bool[Tensor, "b n"],
     steps: int,
     power: float = 1.0,
+    closed: bool = False,
     report: Callable[[], object] = lambda: None,
-) -> tuple[Noisy, Prediction]:
-    """Euler steps of the flow for all frames that are not held, from their start level to zero.
+) -> tuple[Noisy, Prediction, Prediction]:
+    """Euler steps of the flow for all frames, each from its start level to zero; frames at zero stand still.
 
-    Returns the clean latents and the first call's prediction (made while nothing was known yet of the free
-    frames).
+    predict: noisy latents, their levels, the levels they go to -> prediction. closed: the last frame is the
+    first (their noise is the same then, and both follow the mean of their predictions).
+    Returns the clean latents, the first call's prediction (made while nothing was known yet of the free
+    frames) and the last call's.
     """
-    level = start_level
-    first = None
-    for next_level in schedule(steps, power)[1:]:
-        prediction = predict(noisy, level)
-        first = first or prediction
-        target = torch.where(held, level, level.clamp(max=next_level))
-        noisy = move(noisy, prediction.data, level, target)
-        level = target
+    level, calls = start_level, []
+    if closed:
+        noisy = torch.cat([noisy[:, :-1], noisy[:, :1]], dim=1)
+    for share in schedule(steps, power)[1:]:
+        next_level = start_level * share
+        calls.append(predict(noisy, level, next_level))
+        data = calls[-1].data
+        if closed:
+            both = (data[:, :1] + data[:, -1:]) / 2
+            data = torch.cat([both, data[:, 1:-1], both], dim=1)
+        noisy, level = move(noisy, data, level, next_level), next_level
         report()
-    assert first is not None
-    return noisy, first
+    return noisy, calls[0], calls[-1]
 
 
 def guided(with_prompt: Tensor, without: Tensor, guidance: float) -> Tensor:

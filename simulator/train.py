@@ -227,16 +227,17 @@ def fit(
     where = next(model.parameters()).device
     text_tokens = max(map(text_room, buckets))
     # compiling takes minutes a shape: worth it for the most frequent picture size alone
-    fast = (torch.compile(loss_of, dynamic=False), torch.compile(guess, dynamic=False)) if compiled else None
+    quick = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+    quick_guess = torch.compile(guess, dynamic=False) if compiled else guess
     averages, frames = {name: float("nan") for name in training.shares}, 0
     saved_s = clock.seconds
     with tqdm(total=1000, mininterval=10, bar_format="world model {percentage:3.0f}% {postfix}") as bar:
         while clock.progress < 1:
             rng = np.random.default_rng([seed, clock.step])
-            kind = str(rng.choice(list(averages), p=list(training.shares.values())))
+            kind = str(rng.choice([*averages], p=[*training.shares.values()]))
             other = len(buckets) > 1 and rng.random() < training.other_sizes
             data = buckets[int(rng.integers(1, len(buckets))) if other else 0]
-            core, look = fast if fast and not other else (loss_of, guess)
+            core, look = (loss_of, guess) if other else (quick, quick_guess)
             scale = tokens_in(buckets[0]) / tokens_in(data)
             batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale)
             batch = tree_map(lambda value: value.to(where), batch)

@@ -41,6 +41,14 @@ def upscaled(frames: Frames, factor: int) -> UInt8[np.ndarray, "t h2 w2 3"]:
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
+def resize(frames: Frames, height: int, width: int) -> UInt8[np.ndarray, "t h2 w2 3"]:
+    """Frames at another size: bicubic, anti-aliased where they shrink."""
+    made = torch.nn.functional.interpolate(
+        to_unit(frames), (height, width), mode="bicubic", antialias=True, align_corners=False
+    )
+    return to_uint8(made)
+
+
 def write_video(path: str | Path, frames: Frames, fps: float | int, *, scale: int = 1) -> Path:
     """Write an H.264 mp4 that browsers play (yuv420p; `scale` repeats pixels first), whole or not at all."""
     path = Path(path)

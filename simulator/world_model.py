@@ -8,6 +8,7 @@ saving it.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from simulator.canvas import Canvas
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
-from simulator.flow import add_noise
+from simulator.flow import Levels, add_noise
 from simulator.sampling import denoise, guided, row_noise
 from simulator.text import check_prompt, embed_one, pad
 from simulator.tokenizer import Latents, Past, Tokenizer
@@ -50,6 +52,7 @@ class WorldModelConfig:
     sampler_steps: int = 4  # network calls for one latent step
     schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
+    large_steps: bool = False  # whether the network is told how far the sampler steps
 
 
 class VideoModel(Protocol):
@@ -157,12 +160,17 @@ class WorldModel:
 
     def _canvas_conditions(self, canvas: Canvas, y: int, x: int) -> Conditions:
         n = len(canvas.start_level)
-        text, known = self._text([canvas.prompt])
+        most = self.transformer.config.shots
+        if len(canvas.prompts) > most:
+            raise ValueError(f"this model makes up to {most} shots in a clip, got {len(canvas.prompts)}")
+        text, known = self._text(canvas.prompts or (None,))
+        tells_of = repeat(torch.arange(len(text), device=self.device), "s -> 1 (s l)", l=text.shape[1])
+        shot = np.zeros(n, int) if canvas.shot is None else canvas.shot
         nothing = Conditions(
-            text,
-            known,
-            torch.zeros_like(known, dtype=torch.long),
-            torch.zeros(1, n, dtype=torch.long, device=self.device),
+            rearrange(text, "s l e -> 1 (s l) e"),
+            rearrange(known, "s l -> 1 (s l)"),
+            tells_of,
+            torch.from_numpy(shot).to(self.device)[None],
             self._world_ids([canvas.world]),
             torch.zeros(1, n, self.transformer.config.action_width, device=self.device),
             torch.zeros(1, n, dtype=torch.bool, device=self.device),
@@ -189,33 +197,58 @@ class WorldModel:
     def generate(
         self, canvas: Canvas, *, seed: int = 0, steps: int | None = None, progress: bool = False
     ) -> UInt8[np.ndarray, "t h w 3"]:
-        """Make every frame of a canvas. The same canvas, seed and steps give the same frames."""
+        """Make every frame of a canvas. The same canvas, seed and steps give the same frames.
+
+        Raises ValueError, before any work, for a size that the tokenizer cannot divide, conditions that this
+        model does not know, or a canvas that does not fit into memory.
+        """
         y, x = self._check_size(*canvas.frames.shape[1:3])
         steps = steps or 4 * self.config.sampler_steps
+        n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
+        self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
         conditions = self._canvas_conditions(canvas, y, x)
         start = torch.from_numpy(canvas.start_level).to(self.device)[None]
-        held = torch.from_numpy(canvas.held).to(self.device)[None]
-        shape = (start.shape[1], self.tokenizer.config.channels, y, x)
-        noise = row_noise([seed], 0, shape, self.device)
-        known = (
-            self.tokenizer.encode(to_unit(canvas.frames[None], self.device))
-            if bool((start < 1).any())
-            else noise
-        )
+        noise = row_noise([seed], 0, (n, self.tokenizer.config.channels, y, x), self.device)
+        known = noise
+        if bool((start < 1).any()):
+            known = self.tokenizer.encode(to_unit(canvas.frames[None], self.device))
         noisy = add_noise(known, noise, start)
         unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
         both = Conditions(*(torch.cat(pair) for pair in zip(conditions, unprompted, strict=True)))
-        guide = canvas.prompt is not None and canvas.guidance != 1
 
-        def predict(noisy: Tensor, level: Tensor) -> Prediction:
+        def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
             if not guide:
-                return self.transformer(noisy, level, conditions)
-            pair = self.transformer(noisy.repeat(2, 1, 1, 1, 1), level.repeat(2, 1), both)
+                return self.transformer(noisy, level, conditions, next_level=self._told(next_level))
+            level, next_level = level.repeat(2, 1), next_level.repeat(2, 1)
+            noisy = noisy.repeat(2, 1, 1, 1, 1)
+            pair = self.transformer(noisy, level, both, next_level=self._told(next_level))
             return pair._replace(data=guided(pair.data[:1], pair.data[1:], canvas.guidance))
 
         with tqdm(total=steps, desc="generating", disable=not progress, mininterval=1) as bar:
-            clean, _ = denoise(predict, noisy, start, held, steps, report=bar.update)
-        return to_uint8(self.tokenizer.decode(clean))[0]
+            clean, *_ = denoise(predict, noisy, start, steps, closed=canvas.closed, report=bar.update)
+        video = to_uint8(self.tokenizer.decode(clean))[0]
+        if canvas.closed:
+            video[0] = video[-1]  # as decoded in view of the frames before it
+        return video
+
+    def _told(self, next_level: Levels) -> Levels | None:
+        """Where the sampler goes, if the network is to know it: then a step leads where many would."""
+        return next_level if self.config.large_steps else None
+
+    def _check_memory(self, tokens: int, frames: int) -> None:
+        """Raises ValueError if attention over so many tokens does not fit into free memory."""
+        heads = self.transformer.config.heads
+        needed = 3 * 4 * heads * tokens**2  # scores, their mask and their softmax
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > free:
+            fits = max(1, int(frames * (free / needed) ** 0.5))
+            raise ValueError(
+                f"canvas of {frames} latent steps needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+                f"free; make at most {fits} at this size, or a smaller picture, and extend it"
+            )
 
     # --- rollouts
 
@@ -295,8 +328,11 @@ class WorldModel:
             unknown,
         )
 
-    def _predict(self, state: State, conditions: Conditions, noisy: Tensor, level: Tensor) -> Prediction:
-        return self.transformer(noisy, level, conditions, None, float(state.frame), state.memory)
+    def _predict(
+        self, state: State, conditions: Conditions, noisy: Tensor, level: Levels, next_level: Levels
+    ) -> Prediction:
+        told = self._told(next_level)
+        return self.transformer(noisy, level, conditions, None, float(state.frame), state.memory, told)
 
     def _new_latents(
         self, state: State, conditions: Conditions, guidance: float, steps: int
@@ -306,24 +342,25 @@ class WorldModel:
         noise = row_noise(list(state.seeds), 2 * state.frame, shape, self.device)
         unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
 
-        def predict(noisy: Tensor, level: Tensor) -> Prediction:
-            found = self._predict(state, conditions, noisy, level)
+        def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
+            found = self._predict(state, conditions, noisy, level, next_level)
             if guidance == 1:
                 return found
             return found._replace(
-                data=guided(found.data, self._predict(state, unprompted, noisy, level).data, guidance)
+                data=guided(
+                    found.data, self._predict(state, unprompted, noisy, level, next_level).data, guidance
+                )
             )
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
-        free = torch.zeros_like(start, dtype=torch.bool)
         power = 1.0 if state.memory is None else self.config.schedule_power
-        latents, first = denoise(predict, noise, start, free, steps, power)
+        latents, first, _ = denoise(predict, noise, start, steps, power)
         return latents, (0.5 * first.log_error[:, 0]).exp().cpu().numpy()
 
     def _commit(self, state: State, conditions: Conditions, latents: Latents) -> tuple[State, Prediction]:
         """Keep the new latent step's keys and values, at the context noise level, and read its heads."""
         noise = row_noise(list(state.seeds), 2 * state.frame + 1, latents.shape[1:], self.device)
         level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
-        seen = self._predict(state, conditions, add_noise(latents, noise, level), level)
+        seen = self._predict(state, conditions, add_noise(latents, noise, level), level, level)
         memory = extended(state.memory, seen.memory, self.transformer.config.window)
         return dataclasses.replace(state, memory=memory, frame=state.frame + 1), seen

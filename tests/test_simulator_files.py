@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from simulator.canvas import Canvas, image_to_video, text_to_video
+from simulator.canvas import (
+    Canvas,
+    blend,
+    edit,
+    extend,
+    extend_back,
+    image_to_video,
+    infill,
+    loop,
+    multi_shot,
+    shots_of,
+    text_to_video,
+    upscale,
+)
 from simulator.checkpoint import as_config, load_weights, save_weights
 from simulator.clips import Episode, list_episodes, read_episode, write_episode
 from simulator.metrics import psnr, sharpness, ssim
@@ -144,6 +157,47 @@ def test_impossible_canvases_are_refused():
     with pytest.raises(ValueError, match=r"1 \+ a multiple of 4, got 8; use 9"):
         text_to_video("x", 8, time_factor=4)
     assert image_to_video(pixels[0], "x", 4).held.tolist() == [True, False, False, False]
+
+
+def test_every_task_is_a_way_to_fill_in_the_canvas():
+    clip = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), np.uint8)
+    other = 255 - clip
+    for canvas, level in (
+        (text_to_video("x", 3), [1, 1, 1]),
+        (text_to_video("x", 1), [1]),
+        (extend(clip[:2], "x", 2), [0, 0, 1, 1]),
+        (extend_back(clip[:2], "x", 2), [1, 1, 0, 0]),
+        (infill(clip[:1], clip[:2], "x", 2), [0, 1, 1, 0, 0]),
+        (loop("x", 4), [1, 1, 1, 1]),
+        (loop("x", 4, image=clip[0]), [0, 1, 1, 0]),
+        (blend(clip[:1], other[:1], "x", 2, level=0.5), [0, 0.5, 0.5, 0]),
+        (edit(clip, "x", level=0.5), [0.5] * 5),
+        (upscale(clip, "x", 32, 48, level=0.5), [0.5] * 5),
+        (multi_shot(("x", "y"), 4), [1, 1, 1, 1]),
+        (extend(clip, "x", 4, time_factor=4), [0, 0, 1]),
+        (infill(clip[:1], clip[1:], "x", 4, time_factor=4), [0, 1, 0]),
+    ):
+        assert canvas.start_level.tolist() == level
+    middle = blend(clip[:1], other[:1], "x", 1).frames[1].astype(float)
+    assert np.abs(middle - (clip[0] / 2 + other[0] / 2)).max() <= 0.5
+    assert multi_shot(("x", "y"), 5).shot.tolist() == [0, 0, 0, 1, 1]
+    assert shots_of("Shot 1: a ball. shot 2: a box") == ("a ball.", "a box") and shots_of("a ball") == (
+        "a ball",
+    )
+    assert upscale(clip, "x", 32, 48).frames.shape == (5, 32, 48, 3)
+    for make, words in (
+        (lambda: infill(clip, clip[:, :8], "x", 2), "one size"),
+        (lambda: extend(clip[:3], "x", 2, time_factor=4), "whole latent steps of 4"),
+        (lambda: upscale(clip, "x", 8, 8), "at least 16x24"),
+        (lambda: edit(clip, "x", level=0.0), r"level must lie in \(0, 1\]"),
+        (lambda: multi_shot(("x", "y", "z"), 5), "at least 6 latent steps"),
+        (lambda: shots_of("shot 1: shot 2: x"), "with words for each"),
+        (lambda: extend(clip, "x", 0), "no unknown frame"),
+        (lambda: Canvas(("x", "y"), clip, np.ones(5, np.float32)), "need `shot`"),
+        (lambda: Canvas("x", clip, np.array([0, 1, 1, 1, 1], np.float32), closed=True), "start alike"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
 
 
 def test_metrics_have_their_known_values_and_fall_with_damage():

@@ -70,19 +70,31 @@ def test_the_flow_runs_from_noise_to_data_and_its_velocity_is_their_difference()
 def test_a_perfect_predictor_is_sampled_exactly_and_held_frames_stand_still(steps: int):
     data, noisy = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 4, 2, 2, 2)
     start = torch.tensor([[0.0, 0.1, 1.0, 0.6]])
-    held = torch.tensor([[True, True, False, False]])
     levels = []
 
-    def predict(x, level):
+    def predict(x, level, next_level):
         levels.append(level)
+        assert (next_level[0, 1:] < level[0, 1:]).all()
         memory = Memory([], x[:, -1:], level[:, -1:])
         return Prediction(data, *(torch.zeros(1, 4) for _ in range(3)), memory=memory)
 
-    clean, _ = denoise(predict, noisy, start, held, steps)
-    assert torch.equal(clean[:, :2], noisy[:, :2])
-    assert torch.allclose(clean[:, 2:], data[:, 2:], atol=1e-5)
-    assert len(levels) == steps and all(torch.equal(level[held], start[held]) for level in levels)
+    clean, *_ = denoise(predict, noisy, start, steps)
+    assert torch.equal(clean[:, 0], noisy[:, 0])
+    assert torch.allclose(clean[:, 1:], data[:, 1:], atol=1e-5)
+    assert len(levels) == steps and all(level[0, 0] == 0 for level in levels)
     assert schedule(steps)[0] == 1 and schedule(steps)[-1] == 0
+
+
+def test_a_closed_canvas_ends_where_it_begins():
+    data = torch.randn(1, 5, 2, 2, 2)
+
+    def predict(x, level, next_level):
+        zeros = torch.zeros(1, 5)
+        return Prediction(data, zeros, zeros, zeros, Memory([], x[:, -1:], level[:, -1:]))
+
+    clean, *_ = denoise(predict, torch.randn(1, 5, 2, 2, 2), torch.ones(1, 5), 4, closed=True)
+    assert torch.equal(clean[:, 0], clean[:, -1])
+    assert torch.allclose(clean[:, 0], (data[:, 0] + data[:, -1]) / 2, atol=1e-5)
 
 
 def test_noise_of_a_row_depends_on_its_own_seed_and_position_alone():

@@ -295,7 +295,32 @@ def test_generate_writes_videos_and_pictures_and_names_bad_input(trained: Path, 
     generate("a square", tmp_path / "a.png", frames=1, world="Square", steps=1, checkpoint=checkpoint)
     assert read_video(tmp_path / "a.mp4")[0].shape == (5, 32, 32, 3)
     assert read_image(tmp_path / "a.png").shape == (32, 32, 3)
+    clip, size = tmp_path / "a.mp4", (32, 32, 3)
+    for name, count, changes in (
+        ("words", 4, {"prompt": "shot 1: a square. shot 2: a red square"}),
+        ("loop", 5, {"task": "loop", "frames": 5}),
+        ("animate", 4, {"image": tmp_path / "a.png"}),
+        ("extend", 9, {"task": "extend", "video": (clip,)}),
+        ("extend-back", 9, {"task": "extend-back", "video": (clip,)}),
+        ("back", 9, {"task": "loop", "video": (clip,)}),
+        ("infill", 14, {"task": "infill", "video": (clip, clip)}),
+        ("blend", 14, {"task": "blend", "video": (clip, clip)}),
+        ("edit", 5, {"task": "edit", "video": (clip,), "level": 0.5}),
+        ("upscale", 5, {"task": "upscale", "video": (clip,)}),
+    ):
+        made = tmp_path / f"{name}.mp4"
+        values = {"prompt": "a square", "output": made, "frames": 4, "world": "Square", **changes}
+        generate(**values, steps=1, checkpoint=checkpoint)
+        big = (64, 64, 3) if name == "upscale" else size
+        assert read_video(made)[0].shape == (count, *big), name
     for words, changes in (
+        ("takes 2 --video .* got 1", {"task": "infill", "video": (clip,)}),
+        ("takes 1 --video .* got 0", {"task": "edit"}),
+        ("--sweep goes with words", {"task": "extend", "video": (clip,), "sweep": "orbit"}),
+        ("not both", {"image": tmp_path / "a.png", "video": (clip,)}),
+        (r"level must lie in \(0, 1\]", {"task": "edit", "video": (clip,), "level": 2.0}),
+        ("--image.*|a.png is 32x32, asked for 64x32", {"image": tmp_path / "a.png", "height": 64}),
+        ("up to 4 shots", {"prompt": "".join(f"shot {k}: x " for k in range(1, 6)), "frames": 12}),
         ("prompt is empty", {"prompt": "  "}),
         ("world must be one of Square", {"world": "Room"}),
         ("height must be a positive multiple of 8, got 20", {"height": 20}),

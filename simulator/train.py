@@ -223,7 +223,7 @@ def fit(
 ) -> None:
     """The loop. Every step's draw depends on the seed and the step alone, so a resumed run goes on as it
     would have."""
-    model, clock = learner.model, learner.clock
+    model, clock, (main, *others) = learner.model, learner.clock, buckets
     where = next(model.parameters()).device
     text_tokens = max(map(text_room, buckets))
     # compiling takes minutes a shape: worth it for the most frequent picture size alone
@@ -235,10 +235,10 @@ def fit(
         while clock.progress < 1:
             rng = np.random.default_rng([seed, clock.step])
             kind = str(rng.choice([*averages], p=[*training.shares.values()]))
-            other = len(buckets) > 1 and rng.random() < training.other_sizes
-            data = buckets[int(rng.integers(1, len(buckets))) if other else 0]
+            other = bool(others) and rng.random() < training.other_sizes
+            data = others[int(rng.integers(len(others)))] if other else main
             core, look = (loss_of, guess) if other else (quick, quick_guess)
-            scale = tokens_in(buckets[0]) / tokens_in(data)
+            scale = tokens_in(main) / tokens_in(data)
             batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale)
             batch = tree_map(lambda value: value.to(where), batch)
             set_rates(learner.optimizers, rate_factor(clock.progress))

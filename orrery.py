@@ -92,6 +92,11 @@ COMMANDS: dict[str, Command] = {
         "fidelity on held-out seeds, beside copying the first frame",
         "orrery eval default --data data",
     ),
+    "tasks": Command(
+        "probes.tasks:tasks",
+        "every generation task on a model's weights, each beside the trivial way to do it",
+        "orrery tasks default --data heldout",
+    ),
     "bench": Command(
         "probes.bench:bench",
         "speed of the dream, the reference worlds and the NeRF, in one run",

@@ -67,6 +67,21 @@ COMMANDS: dict[str, Command] = {
         "train the world model on recorded episodes",
         "orrery train world --preset tiny --data data --tokenizer runs/tokenizer --out runs/world",
     ),
+    "train captioner": Command(
+        "simulator.train_captioner:train_captioner",
+        "train the captioner on recorded episodes and a tokenizer's latents",
+        "orrery train captioner --preset tiny --data data --tokenizer runs/tokenizer --out runs/captioner",
+    ),
+    "caption": Command(
+        "simulator.captioner:caption",
+        "say what a video or a picture shows",
+        "orrery caption clip.mp4 --style all",
+    ),
+    "expand": Command(
+        "simulator.expand:expand",
+        "make a short prompt a fuller one",
+        'orrery expand "two balls on a table"',
+    ),
     "generate": Command(
         "simulator.generate:generate",
         "text, a picture or a clip in; a video or a picture out",
@@ -86,6 +101,11 @@ COMMANDS: dict[str, Command] = {
         "probes.probe:probe",
         "measure how consistent a video, an env or a checkpoint is",
         "orrery probe orrery/Lab-v0 --out probes-lab",
+    ),
+    "eval captions": Command(
+        "probes.eval_captions:eval_captions",
+        "accuracy of the captioner on held-out episodes, beside blind guessing",
+        "orrery eval captions --data heldout",
     ),
     "eval": Command(
         "simulator.fidelity:evaluate",

@@ -15,7 +15,6 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Float, Float32, Float64, Int, UInt8
 
-from envs.captions import Seen, captions
 from envs.marks import Spots, find_spot, no_spots, show_spots
 from envs.renderer import Renderer, cast_rays, intrinsics
 from envs.scene_models import TIME_STEP_S, build
@@ -23,6 +22,7 @@ from envs.scenes import asked_scene, random_scene
 from envs.tessellate import scene_mesh
 from envs.vocabulary import STEP_LIMITS, Scene
 from recon3d.cameras import Cameras
+from simulator.captions import Seen, styles
 
 CONTROL_STEP_S = 0.1
 SUBSTEPS = round(CONTROL_STEP_S / TIME_STEP_S)
@@ -118,8 +118,9 @@ class MujocoWorld(gymnasium.Env):
         self._pose = pose
         self._step_count = self._spot_count = 0
         self._spots = no_spots()
-        self._captions = tuple(self._write_captions())
-        drawn = str(self.np_random.choice(list(self._captions)))
+        told = self._write_captions()
+        self._captions = tuple(dict.fromkeys(caption for style in told.values() for caption in style))
+        drawn = str(self.np_random.choice(told["plain"]))
         self._prompt = drawn if prompt is None else prompt
         self._judge()
         frame = self._frame()
@@ -236,7 +237,7 @@ class MujocoWorld(gymnasium.Env):
         )
 
     def captions(self) -> tuple[str, ...]:
-        """All captions of the first frame, shortest first."""
+        """All captions of the first frame, in every style; the first one only names things."""
         self._must_have_started()
         return self._captions
 
@@ -343,8 +344,9 @@ class MujocoWorld(gymnasium.Env):
         c2w = self._camera() if c2w is None else c2w
         return self._thing_of_geom[cast_rays(self._model, self._data, K, c2w, height, width)[1]]
 
-    def _write_captions(self) -> list[str]:
-        """Captions of what the camera sees now; the named thing is listed first even where it is hidden."""
+    def _write_captions(self) -> dict[str, list[str]]:
+        """Captions, by style, of what the camera sees now; the named thing is listed first even where it is
+        hidden."""
         width = max(HINT_PX * self.width // self.height, 8)
         ids = self._segmentation(HINT_PX, width)
         c2w, seen = self._camera(), []
@@ -355,7 +357,7 @@ class MujocoWorld(gymnasium.Env):
             x = float((columns.mean() + 0.5) / width * 2 - 1) if len(columns) else 0.0
             ahead = float((self._thing_state(index)[:3] - c2w[:3, 3]) @ c2w[:3, 2])
             seen.append(Seen(thing.shape, thing.colour, thing.size, x, ahead))
-        return captions(
+        return styles(
             self.world, seen, floor=self._scene.floor, wall=self._wall_ahead(), kind=self._scene.kind
         )
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from envs.captions import draw_count, draw_kind, parse
+from envs.captions import draw_count, draw_kind
 from envs.shapes import reach, rest_height
-from envs.vocabulary import COLOURS, FLOORS, KINDS, LIGHTS, SHAPES, SIZES, TEST_FLOORS, WALLS, Scene, Thing
+from envs.vocabulary import COLOURS, LIGHTS, SIZES, WALLS, Scene, Thing
+from simulator.captions import parse
+from simulator.words import FLOORS, KINDS, SHAPES, TEST_FLOORS
 
 ROOM_HALF_M = 2.0
 TABLE_HALF_M = 0.9

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from envs.vocabulary import SHAPES
+from simulator.words import SHAPES
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0)
 Z_TO_X = (float(np.cos(np.pi / 4)), 0.0, float(np.sin(np.pi / 4)), 0.0)

@@ -1,4 +1,5 @@
-"""The words that a scene can be described with, and what each looks like (leaf: standard library only).
+"""What the words of `simulator/words.py` look like, and a scene in plain numbers (leaf: standard library
+only).
 
 Colours and materials are a small fixed library, well separated, so that a small model can learn them and a
 caption can name them. RGB values are in [0, 1].
@@ -18,26 +19,10 @@ COLOURS = {
     "white": (0.96, 0.96, 0.96),
 }
 
-SHAPES = ("box", "ball", "cylinder", "capsule", "egg", "L block", "mug")
-
 SIZES = {"small": 0.8, "medium": 1.0, "large": 1.2}
-
-WORLDS = ("Room", "Orbit", "Lab")
 
 STEP_LIMITS = {"Room": 200, "Orbit": 120, "Lab": 48}
 """Control steps of an episode, in the reference world and in the dream of it."""
-
-KINDS = {
-    "Room": ("room",),
-    "Orbit": ("table",),
-    "Lab": ("drop", "throw", "collide", "occluder", "mark"),
-}
-
-FLOORS = ("wooden", "tiled", "marble", "grassy", "sandy", "grey")
-"""Floors and table tops that are drawn at random; `confetti` may be asked for as well."""
-
-TEST_FLOORS = ("confetti",)
-"""Rich in corners, for tests that need structure from motion; never drawn at random."""
 
 WALLS = {
     "cream": (0.93, 0.88, 0.72),

@@ -118,6 +118,18 @@ class Checker(nn.Module):
         ]
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.colours)), np.int64)
 
+    @torch.inference_mode()
+    def places(self, pictures: Pictures, batch: int = 64) -> Float[np.ndarray, "n colours"]:
+        """Where across each picture each colour's paint lies, from -1 (left edge) to 1; no meaning where
+        absent."""
+        parts = []
+        for start in range(0, len(pictures), batch):
+            paint = self.painter(prepared(pictures[start : start + batch])).float().softmax(dim=1)[:, 1:]
+            paint = paint * (paint > 0.5)
+            columns = torch.linspace(-1, 1, 2 * paint.shape[-1] + 1)[1::2]
+            parts.append(einsum(paint, columns, "b c h w, w -> b c") / paint.sum(dim=(2, 3)).clamp(min=1e-6))
+        return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.colours)), np.float32)
+
     @staticmethod
     def load(folder: Path | str = PRETRAINED) -> "Checker":
         """The shipped checker or one that `train_checker` wrote.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import special
 
 Better = Literal["higher", "lower", "target"]
@@ -29,10 +29,9 @@ UNKNOWN_INTERVAL: Interval = (math.nan, math.nan)
 class Measurement:
     """One judged number.
 
-    `curve` holds named columns of equal length for a figure; the first is the x axis, the others are drawn
-    over it. `interval` is the 95 % interval of `value`, NaN where it cannot be known. `target` is the value
-    wished for where `better` is "target".
-    """
+    `chance` is what blind guessing gets, where that is known. `curve` holds named columns of equal length for
+    a figure; the first is the x axis, the others are drawn over it. `interval` is the 95 % interval of
+    `value`, NaN where it cannot be known. `target` is the value wished for where `better` is "target"."""
 
     name: str
     value: float
@@ -45,6 +44,7 @@ class Measurement:
     curve: Curve = field(default_factory=dict)
     support_unit: str = "frames"
     target: float | None = None
+    chance: float | None = None
 
     def __post_init__(self) -> None:
         if math.isinf(self.value) or any(math.isinf(bound) for bound in self.interval):
@@ -78,6 +78,7 @@ class Measurement:
         spread = "" if math.isnan(self.interval[0]) else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
         note = f": {self.reason}" if self.reason else ""
         unit = f" {self.unit}" if self.unit else ""
+        unit += "" if self.chance is None else f" (chance {self.chance:.2g})"
         evidence = f"on {self.support} {self.support_unit}, {self.verdict}"
         return f"{self.name}: {self.value:.4g}{unit}{spread} {evidence}{note}"
 
@@ -144,6 +145,48 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2)) / (1 + z * z / trials)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share(
+    name: str,
+    successes: Bool[np.ndarray, " n"],
+    unit: str,
+    *,
+    needed: float | None = None,
+    chance: float | None = None,
+    note: str = "",
+) -> Measurement:
+    """The share of successes with its Wilson interval.
+
+    Consistent where it is at least `needed`, or, without that, where its interval lies above chance; always,
+    where neither is given.
+
+    Args:
+        name: of the measurement.
+        successes: one per trial; none gives "cannot judge".
+        unit: what a trial is, in the plural.
+        needed: the least share that is good enough.
+        chance: the share that blind guessing gets.
+        note: what a success is.
+    """
+    if len(successes) == 0:
+        return cannot_judge(name, "share", "higher", f"no {unit} to judge", support_unit=unit)
+    hits = int(successes.sum())
+    value, interval = float(successes.mean()), wilson_interval(hits, len(successes))
+    fair = value >= needed if needed is not None else interval[0] > chance if chance is not None else True
+    asked = "" if needed is None else f"{hits} of {len(successes)}; asked for {needed:.0%}"
+    return Measurement(
+        name,
+        value,
+        "share",
+        len(successes),
+        "higher",
+        interval,
+        "consistent" if fair else "inconsistent",
+        note or asked,
+        support_unit=unit,
+        chance=chance,
+    )
 
 
 def orrery_version() -> str:

@@ -15,6 +15,7 @@ import tyro
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from probes.arrangement import Ask, arrangement
 from probes.checker import Checker
 from probes.consistency import NAMES, UNITS, consistency
 from probes.free_fall import combine_falls, free_fall
@@ -29,6 +30,7 @@ from probes.subjects import (
     FileSubject,
     ReferenceSubject,
     drop_prompts,
+    held_out_asks,
     held_out_swaps,
     pictures_from_text,
     subjects_of,
@@ -223,9 +225,25 @@ def swaps_followed(subjects: dict[str, AnySubject], protocol: Protocol) -> Findi
         originals, changed = _pictures(subject, swaps)
     except CannotAnswer as refusal:
         return Finding([cannot_judge("prompt_swap_success", "share", "higher", str(refusal))])
-    found = prompt_following(swaps, originals, changed, Checker.load())
-    rows = [np.concatenate(list(pictures[:SHOWN_SWAPS]), axis=1) for pictures in (originals, changed)]
-    return Finding(found, (("swaps", np.concatenate(rows, axis=0)[None]),))
+    asks, arranged = _arranged(subject, protocol)
+    checker = Checker.load()
+    found = prompt_following(swaps, originals, changed, checker) + arrangement(asks, arranged, checker)
+    rows = [
+        np.concatenate(list(pictures[:SHOWN_SWAPS]), axis=1) for pictures in (originals, changed, arranged)
+    ]
+    shown = [row for row in rows if row.shape == rows[0].shape]
+    return Finding(found, (("swaps", np.concatenate(shown, axis=0)[None]),))
+
+
+def _arranged(subject: AnySubject, protocol: Protocol) -> tuple[list[Ask], Frames]:
+    """A dream's pictures of held-out prompts; a reference world's pictures with its own captions."""
+    if isinstance(subject, ReferenceSubject):
+        return subject.asks(protocol.prompts, protocol.seed)
+    asks = held_out_asks(protocol.prompts, protocol.seed)
+    prompts, seeds = [ask.prompt for ask in asks], [ask.seed for ask in asks]
+    if isinstance(subject, DreamSubject):
+        return asks, pictures_from_text(subject.checkpoint, prompts, seeds)
+    raise CannotAnswer(f"{subject.name} is a recording: it cannot be prompted")
 
 
 def _pictures(subject: AnySubject, swaps: list[Swap]) -> tuple[Frames, Frames]:

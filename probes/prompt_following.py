@@ -12,9 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from probes.checker import ABSENT, Checker
-from probes.measurement import Measurement, cannot_judge, wilson_interval
+from probes.measurement import Measurement, share
 
 NEEDED_SHARE = 0.8
+PAIRINGS = 40
+"""So many other prompts each pair of pictures is held against for the level of chance, at most."""
 
 Pictures = UInt8[np.ndarray, "n h w 3"]
 
@@ -51,25 +53,56 @@ def prompt_following(
             f"each swap needs two pictures, got {len(originals)} and {len(changed)} for {len(swaps)} swaps"
         )
     readings = (checker.read(originals), checker.read(changed))
+    found = _outcomes(swaps, readings, checker)
+    chances = _chances(swaps, readings, checker)
+
+    def judged(
+        name: str, outcome: str, unit: str, *, needed: float | None = None, note: str = ""
+    ) -> Measurement:
+        return share(name, found[outcome], unit, needed=needed, chance=chances.get(outcome), note=note)
+
+    return [
+        judged("prompt_swap_success", "swaps", "swaps", needed=NEEDED_SHARE),
+        judged("prompt_swap_success_colour", "colour swaps", "swaps", needed=NEEDED_SHARE),
+        judged("prompt_swap_success_shape", "shape swaps", "swaps", needed=NEEDED_SHARE),
+        judged("prompt_swap_success_one_thing", "alone", "swaps", note="prompts of one thing"),
+        judged(
+            "prompt_swap_success_strict", "strict", "swaps", note="colour and shape right in both pictures"
+        ),
+        judged("prompt_colour_read", "colours", "pictures", note="the named colour is there"),
+        judged("prompt_shape_read", "shapes", "pictures", note="with the named shape"),
+    ]
+
+
+def _outcomes(
+    swaps: list[Swap], readings: tuple[Int[np.ndarray, "n colours"], ...], checker: Checker
+) -> dict[str, Bool[np.ndarray, " _"]]:
+    """What succeeded, by what is judged; pictures are in two halves, originals first."""
     right_colour = np.stack([_colour_read(swaps, readings[side], checker, side) for side in (0, 1)])
     right_shape = np.stack([_shape_read(swaps, readings[side], checker, side) for side in (0, 1)])
     of_colour = np.array([swap.attribute == "colour" for swap in swaps], dtype=bool)
+    alone = np.array([swap.things == 1 for swap in swaps], dtype=bool)
     gone = ~_other_colour_read(swaps, readings, checker)
     succeeded = np.where(of_colour, right_colour.all(axis=0) & gone, right_shape.all(axis=0))
-    strict = right_shape.all(axis=0) & (gone | ~of_colour)
-    alone = np.array([swap.things == 1 for swap in swaps], dtype=bool)
-    both = np.concatenate
-    return [
-        _share("prompt_swap_success", succeeded, "swaps", judged=True),
-        _share("prompt_swap_success_colour", succeeded[of_colour], "swaps", judged=True),
-        _share("prompt_swap_success_shape", succeeded[~of_colour], "swaps", judged=True),
-        _share("prompt_swap_success_one_thing", succeeded[alone], "swaps", note="prompts of one thing"),
-        _share(
-            "prompt_swap_success_strict", strict, "swaps", note="colour and shape both right in both pictures"
-        ),
-        _share("prompt_colour_read", both(list(right_colour)), "pictures", note="the named colour is there"),
-        _share("prompt_shape_read", both(list(right_shape)), "pictures", note="with the named shape"),
-    ]
+    return {
+        "swaps": succeeded,
+        "colour swaps": succeeded[of_colour],
+        "shape swaps": succeeded[~of_colour],
+        "alone": succeeded[alone],
+        "strict": right_shape.all(axis=0) & (gone | ~of_colour),
+        "colours": right_colour.flatten(),
+        "shapes": right_shape.flatten(),
+    }
+
+
+def _chances(
+    swaps: list[Swap], readings: tuple[Int[np.ndarray, "n colours"], ...], checker: Checker
+) -> dict[str, float]:
+    """The same shares where each pair of pictures is held against other pairs' prompts; none for one swap."""
+    shifts = range(1, min(len(swaps), PAIRINGS + 1))
+    found = [_outcomes(swaps[shift:] + swaps[:shift], readings, checker) for shift in shifts]
+    pooled = {name: np.concatenate([one[name] for one in found]) for name in (found[0] if found else ())}
+    return {name: float(values.mean()) for name, values in pooled.items() if len(values)}
 
 
 def _column(checker: Checker, colour: str) -> int:
@@ -107,24 +140,3 @@ def _other_colour_read(
         old, new = (_column(checker, colour) for colour in swap.colours)
         found.append(old != new and (readings[0][index, new] != ABSENT or readings[1][index, old] != ABSENT))
     return np.array(found, dtype=bool)
-
-
-def _share(
-    name: str, successes: Bool[np.ndarray, " n"], unit: str, *, judged: bool = False, note: str = ""
-) -> Measurement:
-    if len(successes) == 0:
-        return cannot_judge(name, "share", "higher", f"no {unit} to judge", support_unit=unit)
-    share = float(successes.mean())
-    fair = share >= NEEDED_SHARE or not judged
-    reason = note or f"{int(successes.sum())} of {len(successes)}; asked for {NEEDED_SHARE:.0%}"
-    return Measurement(
-        name,
-        share,
-        "share",
-        len(successes),
-        "higher",
-        wilson_interval(int(successes.sum()), len(successes)),
-        "consistent" if fair else "inconsistent",
-        reason,
-        support_unit=unit,
-    )

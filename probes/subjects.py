@@ -21,15 +21,19 @@ from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from envs import lab_camera
-from envs.captions import parse, random_prompt, swap
-from envs.vocabulary import COLOURS, SHAPES
+from envs.captions import random_prompt, random_things
+from probes.arrangement import Ask, Side
 from probes.checker import UNKNOWN, LabelledFrames
 from probes.prompt_following import Swap
 from recon3d.cameras import Cameras, from_transforms, intrinsics, look_at
 from simulator.canvas import image_to_video, text_to_video
+from simulator.captions import parse, styles, swap
 from simulator.clips import HELD_OUT_SEED, list_episodes, read_episode
 from simulator.video import VIDEO_SUFFIXES, read_image, read_video
+from simulator.words import COLOURS, FLOORS, SHAPES
 from simulator.world_model import WorldModel
+
+MOST_ASKED = 4
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 Actions = Float[np.ndarray, "steps a"]
@@ -112,6 +116,20 @@ class ReferenceSubject:
         K, c2w = (torch.from_numpy(np.stack([info[key] for info in infos])) for key in ("K", "c2w"))
         cameras = Cameras(K, c2w, self.height, self.width)
         return Clip(np.stack(frames), fps, cameras, {"states": np.stack(states)}, infos[0]["prompt"])
+
+    def asks(self, count: int, seed: int) -> tuple[list[Ask], UInt8[np.ndarray, "n h w 3"]]:
+        """Pictures of one to four things with what the world's own captions say of them, so that a checker's
+        reading can be judged where the truth is known."""
+        asks, pictures = [], []
+        with gymnasium.make(self.name, height=self.height, width=self.width, disable_env_checker=True) as env:
+            world: Any = env.unwrapped
+            for index in range(count):
+                scene = {"things": [{} for _ in range(1 + index % MOST_ASKED)]}
+                picture, _ = env.reset(seed=HELD_OUT_SEED + seed + index, options={"scene": scene})
+                told = [ask_of(caption, HELD_OUT_SEED + seed + index) for caption in world.captions()[:2]]
+                asks.append(told[-1])
+                pictures.append(picture)
+        return asks, np.stack(pictures)
 
     def sweep(self, prompt: str | None, cameras: Cameras, seed: int) -> Clip:
         """The first state of a scene, rendered from every camera, with exact depth."""
@@ -282,6 +300,28 @@ def held_out_swaps(count: int, seed: int) -> list[Swap]:
     return swaps
 
 
+def held_out_asks(count: int, seed: int) -> list[Ask]:
+    """Prompts of Orbit from held-out seeds that name one to four things, one number as often as another.
+
+    Those of several mostly say on which side of the second the first one is.
+    """
+    asks = []
+    for index in range(count):
+        generator = np.random.default_rng((HELD_OUT_SEED + seed, index, 1))
+        things = random_things(generator, 1 + index % MOST_ASKED)
+        told = styles("Orbit", things, floor=str(generator.choice(FLOORS)))["plain"]
+        asks.append(ask_of(told[1], HELD_OUT_SEED + seed + index))
+    return asks
+
+
+def ask_of(prompt: str, seed: int) -> Ask:
+    """What a prompt names, and on which side of the second thing it puts the first."""
+    said = parse(prompt)
+    word = next((word for i, word, j in said.relations if (i, j) == (0, 1)), None)
+    side: Side | None = "left of" if word == "left of" else "right of" if word == "right of" else None
+    return Ask(prompt, seed, tuple((thing["colour"], thing["shape"]) for thing in said.things), side)
+
+
 def drop_prompts(count: int, seed: int) -> list[str]:
     """Prompts of Lab in which one thing falls, from held-out seeds."""
     generators = (np.random.default_rng((HELD_OUT_SEED + seed, index)) for index in range(count))
@@ -326,7 +366,7 @@ def _labels(
         apart = np.linalg.norm(places - places[:, index : index + 1], axis=-1)
         hidden = ((apart < 0.9 * radii) & (depth < depth[:, index : index + 1])).any(axis=1)
         unclear = hidden | (edge[:, index] < 0.5 * radii[:, index])
-        column = list(COLOURS).index(thing["colour"])
+        column = COLOURS.index(thing["colour"])
         labels[:, column] = np.where(unclear, UNKNOWN, 1 + SHAPES.index(thing["shape"]))
         x, y = places[:, index, 0, None, None], places[:, index, 1, None, None]
         distance = np.hypot(columns - x, rows - y) / radii[:, index, None, None]

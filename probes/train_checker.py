@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from envs.vocabulary import COLOURS, SHAPES
 from probes.checker import ABSENT, PRETRAINED, Checker, CheckerTraining, accuracy, fit_checker, save_checker
 from probes.subjects import labelled_frames
+from simulator.words import COLOURS, SHAPES
 
 
 def train_checker(
@@ -30,7 +30,7 @@ def train_checker(
         frames_per_episode: frames taken from each.
         training: steps, batch, learning rate, seed.
     """
-    colours, shapes = tuple(COLOURS), SHAPES
+    colours, shapes = COLOURS, SHAPES
     seen = labelled_frames(data, episodes=episodes, frames_per_episode=frames_per_episode, seed=training.seed)
     unseen = labelled_frames(
         held_out, episodes=episodes, frames_per_episode=frames_per_episode, seed=training.seed

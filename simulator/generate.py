@@ -16,6 +16,7 @@ from recon3d.sweeps import arc, dolly, orbit, revisit
 from simulator import canvas as tasks
 from simulator.canvas import Canvas, Given, shots_of
 from simulator.checkpoint import check_writable
+from simulator.expand import expanded
 from simulator.video import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -188,6 +189,9 @@ def generate(
         str | None, tyro.conf.arg(help="Room, Orbit or Lab; Orbit by default for a sweep")
     ] = None,
     seed: int = 0,
+    expand: Annotated[
+        bool, tyro.conf.arg(help="fill in what the prompt leaves open first (see `orrery expand`)")
+    ] = False,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps")] = None,
     guidance: Annotated[float, tyro.conf.arg(help="how strongly the prompt pulls; 1 is not at all")] = 3.0,
     scale: Annotated[int, tyro.conf.arg(help="repeat each pixel so many times in the file")] = 1,
@@ -207,6 +211,9 @@ def generate(
     clips = read_clips(image, video, height, width, task)
     model = WorldModel.load(checkpoint, device)
     world = world or ("Orbit" if sweep else None)
+    if expand:
+        prompt = expanded(prompt, world, seed=seed)
+        print(prompt)
     factor = model.frames_per_step
     request = Request(prompt, frames, height, width, task, clips, sweep, level, world, guidance, factor)
     chosen = plan(request, height or model.height, width or model.width)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import envs  # noqa: F401
-from envs.captions import Seen, captions, parse, random_prompt, relation, swap
-from envs.vocabulary import KINDS, WORLDS
+from envs import vocabulary
+from envs.captions import draw_count, draw_kind, random_prompt, random_things
+from simulator.captions import STYLES, Seen, captions, parse, relation, styles, swap
+from simulator.words import COLOURS, KINDS, SIZES, WALLS, WORLDS
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -26,10 +28,10 @@ def test_captions_agree_with_the_segmentation(world):
                 indices = [names.index(f"{thing['colour']} {thing['shape']}") for thing in said]
                 assert indices[0] == 0
                 assert all((ids == i).any() for i in indices[1:])
-                for word, sign in ((" left of ", -1), (" right of ", 1)):
-                    if word in caption:
-                        first, second = (np.nonzero(ids == i)[1].mean() for i in indices[:2])
-                        assert np.sign(first - second) == sign
+                for first, word, other in parse(caption).relations:
+                    if word in ("left of", "right of"):
+                        places = [np.nonzero(ids == indices[i])[1].mean() for i in (first, other)]
+                        assert np.sign(places[0] - places[1]) == (-1 if word == "left of" else 1)
                         told += 1
     assert told or world == "Lab"
 
@@ -68,6 +70,41 @@ def test_lab_captions_name_their_experiment(kind):
         assert parse(caption).kind == kind
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_style_says_the_same_and_reads_back(world):
+    """Things, in order; how many; how they stand; and never more than 150 words."""
+    rng = np.random.default_rng(2)
+    told = {style: 0 for style in STYLES}
+    for _ in range(60):
+        kind = draw_kind(rng, world)
+        things = random_things(rng, draw_count(rng, world, kind))
+        wanted = [(thing.colour, thing.shape) for thing in things]
+        found = styles(world, things, floor="marble", wall="mint", kind=kind)
+        assert tuple(found) == STYLES
+        for style, texts in found.items():
+            for text in texts:
+                said = parse(text)
+                names = [(thing["colour"], thing["shape"]) for thing in said.things]
+                assert names == wanted or "behind a screen" in text or "rolls into" in text
+                assert said.count in (None, len(things)) and len(text.split()) <= 150
+                for i, word, j in said.relations:
+                    assert relation(*(things[wanted.index(names[k])] for k in (i, j))) == word
+                told[style] += 1
+        assert parse(found["counting"][0]).count == len(things) == parse(found["descriptive"][0]).count
+    assert all(told.values())
+
+
+def test_what_words_look_like_covers_the_words():
+    assert tuple(vocabulary.COLOURS) == COLOURS and tuple(vocabulary.SIZES) == SIZES
+    assert tuple(vocabulary.WALLS) == WALLS
+
+
+def test_a_swap_reaches_later_mentions():
+    prompt = "Two things can be seen: a red ball and a blue box. The red ball is left of the blue box."
+    changed, *_ = swap(prompt, "shape", np.random.default_rng(0))
+    assert "ball" not in changed and changed.count("blue box") == 2 and len(parse(changed).things) == 2
+
+
 def test_swapping_changes_one_word_and_its_article():
     rng = np.random.default_rng(1)
     prompt = "a red ball left of a blue box on a wooden table"
@@ -91,7 +128,5 @@ def test_bad_requests_are_named():
 
 
 def test_captions_and_lab_camera_need_no_mujoco():
-    code = (
-        "import sys, envs, envs.captions, envs.lab_camera, envs.vocabulary; sys.exit('mujoco' in sys.modules)"
-    )
+    code = "import sys, envs.captions, envs.lab_camera, simulator.captions; sys.exit('mujoco' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

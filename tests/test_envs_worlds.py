@@ -13,9 +13,10 @@ import envs  # noqa: F401
 from envs import lab_camera
 from envs.renderer import look_along
 from envs.scenes import ROOM_HALF_M
-from envs.vocabulary import COLOURS, KINDS, SHAPES
+from envs.vocabulary import COLOURS
 from recon3d import sweeps
 from recon3d.cameras import Cameras
+from simulator.words import KINDS, SHAPES
 
 WORLDS = ("Room", "Orbit", "Lab")
 

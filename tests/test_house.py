@@ -20,6 +20,7 @@ POINTERS = (
     "probes.bench",
     "probes.tasks",
     "probes.train_checker",
+    "probes.eval_captions",
 )
 MAY_IMPORT = {"simulator": set(), "envs": {"simulator"}, "recon3d": set(), "probes": {"recon3d"}}
 FILE_LINES, FUNCTION_LINES = 480, 72  # about 400 and about 60, with a fifth of slack
@@ -156,7 +157,9 @@ def test_readme_commands_exist():
     """Every `orrery COMMAND` that the README shows is a command of the front door."""
     commands = importlib.import_module("orrery").COMMANDS
     text = (ROOT / "README.md").read_text()
-    shown = set(re.findall(r"(?:^|`|bin/)orrery ([a-z]+(?: (?:tokenizer|world))?)", text, re.M))
+    shown = set(
+        re.findall(r"(?:^|`|bin/)orrery ([a-z]+(?: (?:tokenizer|world|captioner|captions))?)", text, re.M)
+    )
     unknown = {name for name in shown if name not in commands and name != "train"}
     assert not unknown, f"README.md shows {unknown}"
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import envs  # noqa: F401 (registers the ids)
-from envs.vocabulary import COLOURS, SHAPES
 from probes.checker import (
     ABSENT,
     UNKNOWN,
@@ -24,6 +23,7 @@ from probes.checker import (
 )
 from probes.prompt_following import Swap, prompt_following
 from probes.subjects import held_out_swaps
+from simulator.words import COLOURS, SHAPES
 
 
 class ScriptedChecker(Checker):

@@ -1,0 +1,194 @@
+"""`orrery train captioner`: fit the captioner to recorded episodes. One visible loop: draw clips of latents,
+find, compare, step."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from simulator.captioner import PRESETS, Captioner, Found, save_captioner
+from simulator.checkpoint import check_writable, code_version, fingerprint
+from simulator.clips import training_episodes
+from simulator.optim import Clock, Learner, fast_precision, make_optimizers, rate_factor, set_rates, take_step
+from simulator.sightings import ABSENT, ALL_KINDS, SEEN, UNCLEAR, SeenLatents, load_sightings
+from simulator.tokenizer import Latents
+from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
+from simulator.train_tokenizer import load_tokenizer
+from simulator.words import WORLDS
+
+LAB = WORLDS.index("Lab")
+OCCLUDED = ALL_KINDS.index("occluder")
+
+
+@dataclass(frozen=True)
+class CaptionerTraining:
+    frames_a_step: int = 128  # so many single frames, or fewer clips of some
+    steps: int = 100_000  # at most
+    minutes: float = 8.0  # of training, at most
+    matrix_rate: float = 3e-3  # Muon's learning rate
+    other_rate: float = 2e-3  # AdamW's learning rate
+    latent_noise: float = 0.15  # standard deviation; what video files and dreams do to latents
+    from_start: float = 0.4  # share of clips that begin at the episode's first frame
+    longest: int = 40  # frames from a clip's first to its last, at most
+    ema_decay: float = 0.998
+
+
+TRAININGS = {
+    "tiny": CaptionerTraining(frames_a_step=32, steps=60, minutes=1.0),
+    "small": CaptionerTraining(),
+    "base": CaptionerTraining(frames_a_step=1024, minutes=60.0),
+}
+
+
+class Lesson(NamedTuple):
+    """A batch of clips and what is true of them; -1 where it is not known."""
+
+    latents: Latents
+    at_first: Int[Tensor, "b colours"]
+    at_all: Int[Tensor, "b colours"]
+    shape: Int[Tensor, "b colours"]
+    size: Int[Tensor, "b colours"]
+    place: Float[Tensor, "b colours 2"]
+    around: Int[Tensor, "b 4"]  # world, kind, floor, wall
+
+
+def draw_lesson(
+    data: SeenLatents, training: CaptionerTraining, frames: int, rng: np.random.Generator
+) -> Lesson:
+    """Clips of so many frames, worlds alike; the first ones of an episode more often than chance.
+
+    What happens in Lab can be told only from its start; the wall ahead is known at the first frame only.
+    """
+    rows: dict[str, list] = {name: [] for name in Lesson._fields}
+    worlds = np.array([s.world for s in data.sightings])
+    by_world = [np.flatnonzero(worlds == w) for w in np.unique(worlds)]
+    for _ in range(max(1, training.frames_a_step // frames)):
+        episode = int(rng.choice(by_world[rng.integers(len(by_world))]))
+        truth, latents = data.sightings[episode], data.latents[episode]
+        last = len(latents) - 1
+        lab, at_start = truth.world == LAB, rng.random() < training.from_start
+        first = (
+            0 if at_start or last < frames else int(rng.integers(min(5, last) if lab else last - frames + 1))
+        )
+        first = 0 if truth.kind == OCCLUDED else first
+        end = int(rng.integers(min(first + frames - 1, last), min(last, first + training.longest) + 1))
+        picked = np.linspace(first, end, frames).round().astype(int)
+        seen = truth.seen[picked]
+        some = np.where(
+            (seen == SEEN).any(axis=0), SEEN, np.where((seen == ABSENT).all(axis=0), ABSENT, UNCLEAR)
+        )
+        some = np.where(truth.seen[0] == SEEN, SEEN, some) if truth.kind == OCCLUDED else some
+        there = some == SEEN
+        rows["latents"].append(latents[picked])
+        rows["at_first"].append(seen[0])
+        rows["at_all"].append(some)
+        rows["shape"].append(np.where(there, truth.shape, -1))
+        rows["size"].append(np.where(there, truth.size, -1))
+        rows["place"].append(np.stack([truth.x[first], np.log(truth.depth_m[first].clip(0.05))], axis=-1))
+        kind = truth.kind if frames > 1 or not lab else -1
+        rows["around"].append([truth.world, kind, truth.floor, truth.wall if first == 0 else -1])
+    return Lesson(*(torch.from_numpy(np.stack(column)) for column in rows.values()))
+
+
+def loss_of(found: Found, lesson: Lesson) -> Float[Tensor, ""]:
+    """Everything that is known, each part on its own scale."""
+
+    def classes(logits: Tensor, truth: Tensor) -> Tensor:
+        known = (truth >= 0).sum().clamp(min=1)
+        flat = logits.flatten(0, -2)
+        return F.cross_entropy(flat, truth.flatten(), ignore_index=-1, reduction="sum") / known
+
+    def presence(logits: Tensor, truth: Tensor) -> Tensor:
+        known = truth != UNCLEAR
+        return F.binary_cross_entropy_with_logits(logits[known], truth[known].float())
+
+    there = lesson.at_first == SEEN
+    place = F.smooth_l1_loss(found.place[there], lesson.place[there].float(), beta=0.1)
+    parts = [
+        4 * presence(found.at_first, lesson.at_first),
+        4 * presence(found.at_all, lesson.at_all),
+        2 * place,
+    ]
+    parts += [classes(found.shape, lesson.shape), 0.5 * classes(found.size, lesson.size)]
+    around = (found.world, found.kind, found.floor, found.wall)
+    parts += [0.5 * classes(logits, lesson.around[:, k]) for k, logits in enumerate(around)]
+    return torch.stack(parts).sum()
+
+
+def train_captioner(
+    data: Annotated[Path, tyro.conf.arg(help="folder of recorded episodes (searched with its sub-folders)")],
+    tokenizer: Annotated[Path, tyro.conf.arg(help="folder of the tokenizer whose latents are read")],
+    out: Annotated[Path, tyro.conf.arg(help="folder to write")],
+    preset: Annotated[str, tyro.conf.arg(help="tiny, small or base")] = "small",
+    minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
+    steps: Annotated[
+        int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")
+    ] = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> int:
+    """Train the captioner on recorded episodes of the reference worlds."""
+    if preset not in PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
+    training = CaptionerTraining(**{**asdict(TRAININGS[preset]), **changes})
+    check_writable(out)
+    torch.manual_seed(seed)
+    rng, where = np.random.default_rng(seed), torch.device(device)
+    encoder = load_tokenizer(tokenizer, where)
+    version = fingerprint(tokenizer / TOKENIZER_WEIGHTS)
+    episodes = load_sightings(training_episodes(data), encoder, version)
+    channels, grid = episodes.latents[0].shape[1:3]
+    model = Captioner(PRESETS[preset].of(channels, grid)).to(where)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
+    learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
+    out.mkdir(parents=True, exist_ok=True)
+    fit(learner, episodes, training, rng, out)
+    made = {"episodes": len(episodes.latents), "steps": learner.clock.step, "seed": seed}
+    made |= {
+        "minutes": round(learner.clock.seconds / 60, 1),
+        "code": code_version(),
+        "training": asdict(training),
+    }
+    save_captioner(out, learner.ema, encoder, made)
+    return 0
+
+
+def fit(
+    learner: Learner[Captioner],
+    episodes: SeenLatents,
+    training: CaptionerTraining,
+    rng: np.random.Generator,
+    out: Path,
+) -> None:
+    """The loop. Single frames and clips take turns."""
+    model, clock = learner.model, learner.clock
+    where = next(model.parameters()).device
+    with tqdm(total=100, desc="training", unit="%", mininterval=2) as bar:
+        while clock.progress < 1:
+            frames = 1 if clock.step % 2 else model.config.frames
+            lesson = Lesson(*(part.to(where) for part in draw_lesson(episodes, training, frames, rng)))
+            noise = training.latent_noise * torch.randn_like(lesson.latents.float())
+            set_rates(learner.optimizers, rate_factor(clock.progress))
+            with fast_precision(where):
+                found = model(lesson.latents.float() + noise)
+            loss = loss_of(found, lesson)
+            take_step(learner, loss, training.ema_decay)
+            bar.update(100 * clock.progress - bar.n)
+            if clock.step % 50 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}", step=clock.step)
+                line = {"step": clock.step, "seconds": round(clock.seconds), "loss": round(loss.item(), 4)}
+                with (out / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")

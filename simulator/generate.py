@@ -160,6 +160,12 @@ def read_clips(image: Path | None, videos: tuple[Path, ...], height: int | None,
     return tuple(clips)
 
 
+def expanded_shots(prompt: str, world: str | None, seed: int) -> str:
+    """The prompt, or each of its shots, expanded under one seed, so that shots stay in one scene."""
+    told = [expanded(shot, world, seed=seed) for shot in shots_of(prompt)]
+    return told[0] if len(told) == 1 else " ".join(f"shot {k}: {text}" for k, text in enumerate(told, 1))
+
+
 def generate(
     prompt: Annotated[
         tyro.conf.Positional[str],
@@ -212,7 +218,7 @@ def generate(
     model = WorldModel.load(checkpoint, device)
     world = world or ("Orbit" if sweep else None)
     if expand:
-        prompt = expanded(prompt, world, seed=seed)
+        prompt = expanded_shots(prompt, world, seed)
         print(prompt)
     factor = model.frames_per_step
     request = Request(prompt, frames, height, width, task, clips, sweep, level, world, guidance, factor)

@@ -10,9 +10,10 @@ import pytest
 
 import orrery
 from simulator import expand
-from simulator.canvas import text_to_video
+from simulator.canvas import shots_of, text_to_video
 from simulator.captions import STYLES, parse
 from simulator.expand import KEY, MODEL, URL, expanded, named_relations
+from simulator.generate import expanded_shots
 from simulator.text import MAX_TOKENS, check_prompt, embed
 from simulator.words import WORLDS
 from simulator.world_model import WorldModel
@@ -188,6 +189,12 @@ def test_settings_of_an_endpoint_are_checked_before_it_is_called(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(ValueError, match="gave no answer"):
         expanded("a red ball")
+
+
+def test_shots_are_expanded_one_by_one_in_one_scene():
+    first, second = shots_of(expanded_shots("shot 1: a ball on a table. shot 2: a ball falls", None, 4))
+    assert first == expanded("a ball on a table.", seed=4) and second == expanded("a ball falls", seed=4)
+    assert parse(first).things[0] == parse(second).things[0] and parse(first).floor == parse(second).floor
 
 
 def test_generate_expands_when_asked(tmp_path, capsys):

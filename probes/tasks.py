@@ -18,11 +18,11 @@ import tyro
 from jaxtyping import Float
 from tqdm import tqdm
 
-from envs.captions import parse, swap
 from probes.checker import Checker
 from probes.subjects import ReferenceSubject
 from recon3d.sweeps import orbit
 from simulator import canvas
+from simulator.captions import parse, swap
 from simulator.checkpoint import check_writable, write_json
 from simulator.clips import Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name

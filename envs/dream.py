@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from envs.captions import random_prompt
 from envs.vocabulary import STEP_LIMITS
@@ -32,6 +32,7 @@ class DreamState:
     frame: UInt8[np.ndarray, "h w 3"]
     step_count: int
     generator: dict
+    over: bool = False  # whether the episode has ended, so that a vector env that resets itself will
 
 
 def load_model(checkpoint: str | Path, device: str) -> WorldModel:
@@ -76,6 +77,19 @@ def checked_options(options: dict[str, Any] | None) -> dict[str, Any]:
     return options
 
 
+def checked_limit(step_limit: int | None) -> int | None:
+    """Raises ValueError unless a step limit leaves at least one step."""
+    if step_limit is not None and step_limit < 1:
+        raise ValueError(f"step_limit must be at least 1, got {step_limit}; leave it out for the world's own")
+    return step_limit
+
+
+def drawn_start(rng: np.random.Generator, world: str, prompt: str | None) -> tuple[str, int]:
+    """What a dream starts from: its prompt (drawn where not given) and the seed of its noise."""
+    drawn = random_prompt(rng, world)
+    return prompt or drawn, int(rng.integers(SEEDS))
+
+
 class Dream(gymnasium.Env):
     """A world model that is stepped like the world it dreams: same actions, same step limit, 10 Hz.
 
@@ -86,6 +100,7 @@ class Dream(gymnasium.Env):
         width: picture width in pixels; the trained one where left out.
         device: where the network runs.
         model: a loaded model, to share between envs; `checkpoint` is then not read.
+        step_limit: control steps after which an episode is truncated; the world's own where left out.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -99,6 +114,7 @@ class Dream(gymnasium.Env):
         device: str = "cpu",
         render_mode: str | None = "rgb_array",
         model: WorldModel | None = None,
+        step_limit: int | None = None,
     ) -> None:
         if world not in STEP_LIMITS:
             raise ValueError(f"world must be one of {', '.join(STEP_LIMITS)}, got {world!r}")
@@ -113,7 +129,7 @@ class Dream(gymnasium.Env):
         self.height, self.width = height or self.model.height, width or self.model.width
         self.frames_per_step = self.model.frames_per_step
         self.action_size = self.model.action_size(world)
-        self.step_limit = STEP_LIMITS[world]
+        self.step_limit = checked_limit(step_limit) or STEP_LIMITS[world]
         self.observation_space = spaces.Box(0, 255, (self.height, self.width, 3), np.uint8)
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
         self._dream: State | None = None
@@ -130,14 +146,12 @@ class Dream(gymnasium.Env):
         options = checked_options(options)
         image = options.get("image")
         images = None if image is None else checked_image(image, self.height, self.width)[None]
-        drawn = random_prompt(self.np_random, self.world)
-        self._prompt = options.get("prompt") or drawn
-        dream_seed = int(self.np_random.integers(SEEDS))
+        self._prompt, dream_seed = drawn_start(self.np_random, self.world, options.get("prompt"))
         self._dream, frames, uncertainty = self.model.start(
             [self._prompt], self.world, [dream_seed], height=self.height, width=self.width, images=images
         )
-        self._frame, self._step_count = frames[0, -1], 0
-        return self._frame.copy(), self._info(frames[0], float(uncertainty[0]))
+        self._frame, self._step_count, self._over = frames[0, -1], 0, False
+        return self._frame.copy(), self.info(self._prompt, frames[0], float(uncertainty[0]))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """One control step of 0.1 s: `frames_per_step` new frames, of which the last is the observation.
@@ -147,19 +161,25 @@ class Dream(gymnasium.Env):
         """
         if self._dream is None:
             raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
-        action = np.asarray(action, np.float32)
-        if action.shape != (self.action_size,):
-            raise ValueError(f"action must have shape ({self.action_size},), got {action.shape}")
-        if not (np.isfinite(action).all() and (abs(action) <= 1.0).all()):
-            raise ValueError(
-                f"action must be finite and in [-1, 1], got {action.tolist()}; clip it before step"
-            )
-        self._dream, frames, reward, terminated, uncertainty = self.model.step(self._dream, action[None])
+        actions = self.checked_actions(np.array(action, np.float32, order="C")[None])
+        self._dream, frames, reward, terminated, uncertainty = self.model.step(self._dream, actions)
         self._frame = frames[0, -1]
         self._step_count += 1
-        info = self._info(frames[0], float(uncertainty[0]))
+        info = self.info(self._prompt, frames[0], float(uncertainty[0]))
         cut = self._step_count >= self.step_limit
+        self._over = bool(terminated[0]) or cut
         return self._frame.copy(), float(reward[0]), bool(terminated[0]), cut, info
+
+    def checked_actions(self, actions: np.ndarray) -> Float[np.ndarray, "n a"]:
+        """Actions as the model takes them. Raises ValueError unless all are in the action space."""
+        if actions.shape[1:] != (self.action_size,):
+            raise ValueError(f"action must have shape ({self.action_size},), got {actions.shape[1:]}")
+        for action in actions:
+            if not (np.isfinite(action).all() and (abs(action) <= 1.0).all()):
+                raise ValueError(
+                    f"action must be finite and in [-1, 1], got {action.tolist()}; clip it before step"
+                )
+        return actions
 
     def render(self) -> np.ndarray | None:
         """The current picture."""
@@ -176,10 +196,18 @@ class Dream(gymnasium.Env):
             self._frame.copy(),
             self._step_count,
             dict(self.np_random.bit_generator.state),
+            self._over,
         )
 
     def load_state(self, state: Any) -> None:
         """Go back (or over) to a saved state of the same world and picture size."""
+        state = self.checked_state(state)
+        self._dream, self._prompt = state.dream, state.prompt
+        self._frame, self._step_count, self._over = state.frame.copy(), state.step_count, state.over
+        self.np_random.bit_generator.state = state.generator
+
+    def checked_state(self, state: Any) -> DreamState:
+        """Raises ValueError unless the state is one of a dream of this world and picture size."""
         if not isinstance(state, DreamState):
             raise ValueError(f"state must come from save_state of a dream, got {type(state).__name__}")
         if state.world != self.world or state.frame.shape != self.observation_space.shape:
@@ -187,9 +215,7 @@ class Dream(gymnasium.Env):
                 f"state must be of {self.world} at {self.height}x{self.width}, got {state.world} at "
                 f"{state.frame.shape[0]}x{state.frame.shape[1]}; make the env to fit it"
             )
-        self._dream, self._prompt = state.dream, state.prompt
-        self._frame, self._step_count = state.frame.copy(), state.step_count
-        self.np_random.bit_generator.state = state.generator
+        return state
 
     def fork(self, n: int) -> list[DreamState]:
         """`n` equal states to go on from."""
@@ -198,11 +224,12 @@ class Dream(gymnasium.Env):
         state = self.save_state()
         return [replace(state) for _ in range(n)]
 
-    def _info(self, frames: np.ndarray, uncertainty: float) -> dict[str, Any]:
+    def info(self, prompt: str, frames: UInt8[np.ndarray, "f h w 3"], uncertainty: float) -> dict[str, Any]:
+        """What `reset` and `step` tell beside the observation."""
         padded = np.zeros((self.frames_per_step, self.height, self.width, 3), np.uint8)
         padded[: len(frames)] = frames
         return {
-            "prompt": self._prompt,
+            "prompt": prompt,
             "frames": padded,
             "frame_count": len(frames),
             "uncertainty": uncertainty,

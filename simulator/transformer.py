@@ -115,12 +115,27 @@ def extended(past: Memory | None, new: Memory, window: int) -> Memory:
     return new._replace(layers=layers)
 
 
+def shifted(memory: Memory, frames: int) -> Memory:
+    """The memory as if its frames stood so many frames later: keys turn about the axis of time."""
+    if not frames:
+        return memory
+    keys = memory.layers[0].keys
+    later = torch.tensor([[frames, 0, 0]], dtype=torch.float32, device=keys.device)
+    turn = rope(later, axis_widths(keys.shape[-1])).expand(keys.shape[2], -1, -1)
+    return memory._replace(layers=[layer._replace(keys=rotate(layer.keys, turn)) for layer in memory.layers])
+
+
 def frame_mask(frames: int, causal: Bool[Tensor, " b"], window: int) -> Bool[Tensor, "b n m"]:
     """Which frame (n) may look at which (m): all where not causal, else itself and the window - 1 before."""
     index = torch.arange(frames, device=causal.device)
     back = index[:, None] - index[None, :]
     allowed = (back >= 0) & (back < window)
     return allowed[None] | ~causal[:, None, None]
+
+
+def axis_widths(head_width: int) -> tuple[int, int, int]:
+    """Channels of a head that carry time, height and width."""
+    return head_width // 2, head_width // 4, head_width // 4
 
 
 def rope(positions: Float[Tensor, "s axes"], widths: tuple[int, ...]) -> Float[Tensor, "s k 2"]:
@@ -341,7 +356,7 @@ class Transformer(nn.Module):
             ],
             dim=-1,
         )
-        return rope(place, (k // 2, k // 2)), rope(everywhere, (k // 2, k // 4, k // 4))
+        return rope(place, (k // 2, k // 2)), rope(everywhere, axis_widths(k))
 
     def forward(
         self,

@@ -25,12 +25,12 @@ from simulator.canvas import Canvas
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
 from simulator.flow import Levels, add_noise
 from simulator.sampling import denoise, guided, row_noise
+from simulator.state import State, rows, stacked, visible
 from simulator.text import check_prompt, embed_one, pad
-from simulator.tokenizer import Latents, Past, Tokenizer
+from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import (
     Conditions,
-    Memory,
     Prediction,
     Transformer,
     TransformerConfig,
@@ -61,21 +61,6 @@ class VideoModel(Protocol):
     def generate(
         self, canvas: Canvas, *, seed: int = 0, steps: int | None = None
     ) -> UInt8[np.ndarray, "t h w 3"]: ...
-
-
-@dataclass(frozen=True)
-class State:
-    """A rollout, as a value. Rows are independent dreams of one age."""
-
-    memory: Memory | None  # of the last window - 1 latent steps; None before the first
-    decoder: Past | None  # what the streaming decoder looks back at; None before the first frame
-    text: Float[Tensor, "b l e"]
-    text_known: Bool[Tensor, "b l"]
-    world: Int[Tensor, " b"]
-    seeds: tuple[int, ...]
-    frame: int  # index of the next latent step
-    height: int
-    width: int
 
 
 class WorldModel:
@@ -255,7 +240,7 @@ class WorldModel:
     @torch.inference_mode()
     def start(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | None],
         world: str,
         seeds: Sequence[int],
         *,
@@ -270,16 +255,51 @@ class WorldModel:
             height, width = images.shape[1:3]
         height, width = height or self.height, width or self.width
         self._check_size(height, width)
+        ids = self._world_ids([world] * len(prompts))
+        return self._begin(prompts, ids, seeds, height, width, images, guidance)
+
+    @torch.inference_mode()
+    def restart(
+        self,
+        state: State,
+        which: Sequence[int],
+        prompts: Sequence[str | None],
+        seeds: Sequence[int],
+        *,
+        images: UInt8[np.ndarray, "k h w 3"] | None = None,
+        guidance: float = 3.0,
+    ) -> tuple[State, UInt8[np.ndarray, "k 1 h w 3"], Float[np.ndarray, " k"]]:
+        """Begin the dreams of some rows anew, in their worlds, while the others stay where they are. Returns
+        state, and the new rows' first frames and uncertainty. A fresh row is the dream that `start` begins
+        with its prompt and seed."""
+        ids = state.world[list(which)]
+        fresh, frames, uncertainty = self._begin(
+            prompts, ids, seeds, state.height, state.width, images, guidance
+        )
+        new = dict(zip(which, rows(fresh), strict=True))
+        together = stacked([new.get(index, old) for index, old in enumerate(rows(state))])
+        return together, frames, uncertainty
+
+    def _begin(
+        self,
+        prompts: Sequence[str | None],
+        worlds: Int[Tensor, " b"],
+        seeds: Sequence[int],
+        height: int,
+        width: int,
+        images: UInt8[np.ndarray, "b h w 3"] | None,
+        guidance: float,
+    ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         text, known = self._text(list(prompts))
-        b, device = len(prompts), self.device
-        state = State(None, None, text, known, self._world_ids([world] * b), tuple(seeds), 0, height, width)
+        b = len(prompts)
+        state = State(None, None, text, known, worlds, tuple(seeds), (0,) * b, 0, 0, height, width)
         conditions = self._step_conditions(state, None)
         if images is not None:
-            latents = self.tokenizer.encode(to_unit(images[:, None], device))
+            latents = self.tokenizer.encode(to_unit(images[:, None], self.device))
             uncertainty = np.zeros(b, np.float32)
         else:
-            latents, first = self._new_latents(state, conditions, guidance, 4 * self.config.sampler_steps)
-            uncertainty = first
+            pull = guidance if any(prompt is not None for prompt in prompts) else 1.0
+            latents, uncertainty = self._new_latents(state, conditions, pull, 4 * self.config.sampler_steps)
         state, _ = self._commit(state, conditions, latents)
         video, decoder = self.tokenizer.decode_stream(latents, None)
         frames = images[:, None].copy() if images is not None else to_uint8(video)
@@ -332,14 +352,20 @@ class WorldModel:
         self, state: State, conditions: Conditions, noisy: Tensor, level: Levels, next_level: Levels
     ) -> Prediction:
         told = self._told(next_level)
-        return self.transformer(noisy, level, conditions, None, float(state.frame), state.memory, told)
+        seen, place = visible(state), float(state.frame)
+        return self.transformer(noisy, level, conditions, seen, place, state.memory, told)
+
+    def _noise(self, state: State, draw: int, shape: tuple[int, ...]) -> Float[Tensor, "b ..."]:
+        """The first (0) or second (1) noise of each row's next latent step, by the row's own seed and age."""
+        positions = zip(state.seeds, state.ages, strict=True)
+        return torch.cat([row_noise([seed], 2 * age + draw, shape, self.device) for seed, age in positions])
 
     def _new_latents(
         self, state: State, conditions: Conditions, guidance: float, steps: int
     ) -> tuple[Latents, Float[np.ndarray, " b"]]:
         y, x = conditions.rays.shape[-2:]
         shape = (1, self.tokenizer.config.channels, y, x)
-        noise = row_noise(list(state.seeds), 2 * state.frame, shape, self.device)
+        noise = self._noise(state, 0, shape)
         unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
 
         def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
@@ -359,8 +385,10 @@ class WorldModel:
 
     def _commit(self, state: State, conditions: Conditions, latents: Latents) -> tuple[State, Prediction]:
         """Keep the new latent step's keys and values, at the context noise level, and read its heads."""
-        noise = row_noise(list(state.seeds), 2 * state.frame + 1, latents.shape[1:], self.device)
+        noise = self._noise(state, 1, latents.shape[1:])
         level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
         seen = self._predict(state, conditions, add_noise(latents, noise, level), level, level)
-        memory = extended(state.memory, seen.memory, self.transformer.config.window)
-        return dataclasses.replace(state, memory=memory, frame=state.frame + 1), seen
+        window = self.transformer.config.window
+        memory = extended(state.memory, seen.memory, window)
+        ages, kept = tuple(age + 1 for age in state.ages), min(state.kept + 1, window - 1)
+        return dataclasses.replace(state, memory=memory, ages=ages, frame=state.frame + 1, kept=kept), seen

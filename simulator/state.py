@@ -1,0 +1,131 @@
+"""The state of a rollout as a value: rows that can be taken out, put together and replaced.
+
+Rows are independent dreams that share one forward and one ring of cached frames. They may be of different
+ages: rotary positions are relative, so the ring's positions are shared, and what is older than a row is
+masked from it. A row's noise depends on its own seed and age alone, so a row dreams the same whatever its
+mates do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from simulator.tokenizer import Past
+from simulator.transformer import KeysValues, Memory, shifted
+
+FARTHEST = 1024
+"""Positions beyond this start over when rows are put together, since float32 loses their angles."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A rollout, as a value. Rows are independent dreams, each of its own age."""
+
+    memory: Memory | None  # of the last `kept` latent steps; None before the first
+    decoder: Past | None  # what the streaming decoder looks back at; None before the first frame
+    text: Float[Tensor, "b l e"]
+    text_known: Bool[Tensor, "b l"]
+    world: Int[Tensor, " b"]
+    seeds: tuple[int, ...]
+    ages: tuple[int, ...]  # latent steps that each row has made
+    frame: int  # position of the next latent step, shared by the rows
+    kept: int  # latent steps in the memory
+    height: int
+    width: int
+
+
+def visible(state: State) -> Bool[Tensor, "b 1 m"] | None:
+    """Which kept frames, and itself, each row's next frame may look at; None where every row may see all."""
+    if min(state.ages) >= state.kept:
+        return None
+    ages = torch.tensor(state.ages, device=state.text.device)
+    back = torch.arange(state.kept, -1, -1, device=ages.device)
+    return (back[None] <= ages[:, None])[:, None]
+
+
+def row(state: State, index: int) -> State:
+    """One row alone, without what its mates needed."""
+    if state.memory is None or state.decoder is None:
+        raise ValueError("a state without frames has no rows to take; start it first")
+    one = slice(index, index + 1)
+    kept = min(state.ages[index], state.kept)
+    words = max(1, int(state.text_known[index].sum()))
+
+    def own(values: Tensor) -> Tensor:
+        return values[one, :, -(values.shape[2] // state.kept * kept) :].clone()
+
+    memory = Memory(
+        [KeysValues(own(layer.keys), own(layer.values)) for layer in state.memory.layers],
+        state.memory.latents[one].clone(),
+        state.memory.noise_level[one].clone(),
+    )
+    return State(
+        memory,
+        state.decoder[one].clone(),
+        state.text[one, :words].clone(),
+        state.text_known[one, :words].clone(),
+        state.world[one].clone(),
+        (state.seeds[index],),
+        (state.ages[index],),
+        state.frame,
+        kept,
+        state.height,
+        state.width,
+    )
+
+
+def rows(state: State) -> list[State]:
+    """Every row alone."""
+    return [row(state, index) for index in range(len(state.seeds))]
+
+
+def stacked(states: Sequence[State]) -> State:
+    """States as the rows of one: memories are padded to the longest and moved to a common position.
+
+    Raises:
+        ValueError: there is no state, one has no frames yet, or their pictures differ in size.
+    """
+    if not states or any(state.memory is None or state.decoder is None for state in states):
+        raise ValueError("states to stack must have frames, and there must be at least one; start them first")
+    sizes = sorted({(state.height, state.width) for state in states})
+    if len(sizes) > 1:
+        raise ValueError(f"states to stack must be of one picture size, got {sizes[0]} and {sizes[1]}")
+    kept, words = max(s.kept for s in states), max(s.text.shape[1] for s in states)
+    frame = max(s.frame for s in states)
+    frame = frame if frame <= FARTHEST else kept
+    memories = [_padded(shifted(s.memory, frame - s.frame), s.kept, kept) for s in states if s.memory]
+    layers = [
+        KeysValues(torch.cat([layer.keys for layer in same]), torch.cat([layer.values for layer in same]))
+        for same in zip(*(memory.layers for memory in memories), strict=True)
+    ]
+    return replace(
+        states[0],
+        memory=Memory(
+            layers,
+            torch.cat([memory.latents for memory in memories]),
+            torch.cat([memory.noise_level for memory in memories]),
+        ),
+        decoder=torch.cat([s.decoder for s in states if s.decoder is not None]),
+        text=torch.cat([pad(s.text, (0, 0, 0, words - s.text.shape[1])) for s in states]),
+        text_known=torch.cat([pad(s.text_known, (0, words - s.text.shape[1])) for s in states]),
+        world=torch.cat([s.world for s in states]),
+        seeds=tuple(seed for s in states for seed in s.seeds),
+        ages=tuple(age for s in states for age in s.ages),
+        frame=frame,
+        kept=kept,
+    )
+
+
+def _padded(memory: Memory, kept: int, wanted: int) -> Memory:
+    """The memory with nothing before its first frame, so that it seems `wanted` frames long."""
+    if kept == wanted:
+        return memory
+    more = memory.layers[0].keys.shape[2] // kept * (wanted - kept)
+    layers = [KeysValues(*(pad(values, (0, 0, more, 0)) for values in layer)) for layer in memory.layers]
+    return memory._replace(layers=layers)

@@ -26,7 +26,7 @@ from simulator.captions import parse, swap
 from simulator.checkpoint import check_writable, write_json
 from simulator.clips import Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
-from simulator.metrics import psnr, sharpness
+from simulator.metrics import gradient, psnr, sharpness
 from simulator.video import Frames, resize
 from simulator.world_model import WorldModel
 
@@ -166,15 +166,9 @@ def blend(held: Held) -> list[Pair]:
         ends = np.concatenate([before, after])
         fade = canvas.cross_fade(before[-1], after[0], FRAMES - 2 * end)
         video = made(held, request, a.seed)[end:-end]
-        pairs.append((contrast(video) / contrast(ends), contrast(fade) / contrast(ends)))
+        sharp = gradient(ends).mean()
+        pairs.append((gradient(video).mean() / sharp, gradient(fade).mean() / sharp))
     return pairs
-
-
-def contrast(video: Frames) -> float:
-    """Mean gradient magnitude, grey levels a pixel."""
-    grey = video.astype(float).mean(axis=-1)
-    down, across = np.diff(grey, axis=1)[:, :, 1:], np.diff(grey, axis=2)[:, 1:]
-    return float(np.hypot(down, across).mean())
 
 
 def edit(held: Held) -> list[Pair]:

@@ -7,10 +7,11 @@ it cannot beat).
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras
+from simulator import calibration, drift
 from simulator.checkpoint import check_writable, write_json
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
@@ -155,12 +157,14 @@ def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]
             )
         episode = read_episode(path)
         name = world_name(episode.env_id)
-        if name in model.worlds and len(episode.actions) >= max(STEPS):
+        fits = episode.frames.shape[1:3] == (model.height, model.width)
+        if name in model.worlds and fits and len(episode.actions) >= max(STEPS):
             by_world[name].append(episode)
     if not by_world:
         raise ValueError(
-            f"--data {data} has no episode of {max(STEPS)} steps in a world of this model "
-            f"({', '.join(model.worlds)}); record some with `orrery record ENV_ID --held-out`"
+            f"--data {data} has no episode of {max(STEPS)} steps and {model.height}x{model.width} pixels in "
+            f"a world of this model ({', '.join(model.worlds)}); record some with "
+            "`orrery record ENV_ID --held-out`"
         )
     return by_world
 
@@ -178,7 +182,7 @@ def measure(model: WorldModel, data: Path) -> tuple[list[Row], UInt8[np.ndarray,
     return rows, np.concatenate(pictures)
 
 
-def table(rows: list[Row]) -> str:
+def fidelity_table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| world | step | PSNR dB | copy | gain | ceiling | SSIM | copy | changed % "
@@ -197,6 +201,59 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How a rollout's steps are sampled, and what comes of it in one world."""
+
+    steps: int
+    power: float
+    large_steps: bool
+    world: str
+    rows: tuple[Row, ...]
+    ms: float  # wall time of one step of one row
+
+
+def settings(model: WorldModel, data: Path) -> list[Setting]:
+    """Quality and cost of few and of more sampler steps, spaced evenly or densely near clean."""
+    found = []
+    for world, episodes in sorted(held_out_episodes(model, data).items()):
+        for steps, power, large in SETTINGS:
+            asked = model.with_config(sampler_steps=steps, schedule_power=power, large_steps=large)
+            parts = dreams_of(asked, world, episodes)
+            nothing = np.zeros(parts[0].shape[:1] + parts[0].shape[2:4], bool)
+            rows = (compare(world, step, step * model.frames_per_step, nothing, *parts) for step in STEPS)
+            began = time.perf_counter()
+            dream(asked, world, episodes[:1], episodes[0].actions[None, : max(STEPS)])
+            ms = 1000 * (time.perf_counter() - began) / (max(STEPS) + 1)
+            found.append(Setting(steps, power, large, world, tuple(rows), ms))
+    return found
+
+
+SETTINGS = (
+    *((steps, 1.0, large) for steps in (1, 2, 4, 8) for large in (False, True)),
+    *((steps, power, False) for steps in (2, 4) for power in (4.0, 10.0)),
+)
+
+
+def settings_table(found: list[Setting]) -> str:
+    """The settings as a Markdown table."""
+    heads = " | ".join(f"gain at {step} | sharpness" for step in STEPS)
+    lines = [
+        f"| world (episodes) | sampler steps | power | told how far it steps | {heads} | ms |",
+        "|---" * (5 + 2 * len(STEPS)) + "|",
+    ]
+    for s in found:
+        gains = " | ".join(f"{r.psnr - r.copy:+.2f} | {r.sharpness:.2f}" for r in s.rows)
+        lines.append(
+            f"| {s.world} ({s.rows[0].episodes}) | {s.steps} | {s.power:g} "
+            f"| {'yes' if s.large_steps else 'no'} | {gains} | {s.ms:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+Table = Literal["fidelity", "drift", "uncertainty", "sampler"]
+
+
 def evaluate(
     checkpoint: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(help="'default' or a folder of `orrery train world`")
@@ -204,6 +261,13 @@ def evaluate(
     data: Annotated[
         Path, tyro.conf.arg(help="folder of held-out episodes (`orrery record ENV_ID --held-out`)")
     ],
+    table: Annotated[
+        Table,
+        tyro.conf.arg(
+            help="fidelity at 1, 4 and 16 steps; drift of rollouts that go on to 256; uncertainty against "
+            "the true error; or the sampler's settings side by side"
+        ),
+    ] = "fidelity",
     out: Annotated[Path | None, tyro.conf.arg(help="also write the rows as JSON to this file")] = None,
     image: Annotated[
         Path | None, tyro.conf.arg(help="also write a picture, truth above dream, to this .png")
@@ -215,13 +279,30 @@ def evaluate(
     for path in (out, image):
         if path is not None:
             check_writable(path.parent)
+    if image is not None and table != "fidelity":
+        raise ValueError(f"--image goes with --table fidelity, not with {table}")
     model = WorldModel.load(checkpoint, device)
     if steps is not None:
         model = model.with_config(sampler_steps=steps)
-    rows, pictures = measure(model, data)
-    print(table(rows))
-    if image is not None:
-        write_image(image, pictures, scale=2)
+    if table == "fidelity":
+        rows, pictures = measure(model, data)
+        print(fidelity_table(rows))
+        if image is not None:
+            write_image(image, pictures, scale=2)
+    elif table == "sampler":
+        rows = settings(model, data)
+        print(settings_table(rows))
+    else:
+        part, show = {
+            "drift": (drift.drifts, drift.table),
+            "uncertainty": (calibration.calibrations, calibration.table),
+        }[table]
+        rows = [
+            row
+            for world, episodes in sorted(held_out_episodes(model, data).items())
+            for row in part(model, world, episodes)
+        ]
+        print(show(rows))
     if out is not None:
-        write_json(out, [vars(row) for row in rows])
+        write_json(out, [asdict(row) for row in rows])
     return 0

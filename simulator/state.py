@@ -34,6 +34,7 @@ class State:
     world: Int[Tensor, " b"]
     seeds: tuple[int, ...]
     ages: tuple[int, ...]  # latent steps that each row has made
+    doubts: tuple[float, ...]  # mean squared error of the latents that each row expects by now
     frame: int  # position of the next latent step, shared by the rows
     kept: int  # latent steps in the memory
     height: int
@@ -73,6 +74,7 @@ def row(state: State, index: int) -> State:
         state.world[one].clone(),
         (state.seeds[index],),
         (state.ages[index],),
+        (state.doubts[index],),
         state.frame,
         kept,
         state.height,
@@ -117,6 +119,7 @@ def stacked(states: Sequence[State]) -> State:
         world=torch.cat([s.world for s in states]),
         seeds=tuple(seed for s in states for seed in s.seeds),
         ages=tuple(age for s in states for age in s.ages),
+        doubts=tuple(doubt for s in states for doubt in s.doubts),
         frame=frame,
         kept=kept,
     )

@@ -53,6 +53,10 @@ class WorldModelConfig:
     schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
     large_steps: bool = False  # whether the network is told how far the sampler steps
+    commit: bool = True  # a network call of its own keeps each latent step; else the sampler's last is kept
+
+
+DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the next
 
 
 class VideoModel(Protocol):
@@ -188,16 +192,19 @@ class WorldModel:
         model does not know, or a canvas that does not fit into memory.
         """
         y, x = self._check_size(*canvas.frames.shape[1:3])
-        steps = steps or 4 * self.config.sampler_steps
+        # known frames leave little open: few steps, densely near clean, as in a rollout
+        known = bool(canvas.held.any())
+        steps = steps or self.config.sampler_steps * (1 if known else 4)
+        power = self.config.schedule_power if known else 1.0
         n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
         self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
         conditions = self._canvas_conditions(canvas, y, x)
         start = torch.from_numpy(canvas.start_level).to(self.device)[None]
         noise = row_noise([seed], 0, (n, self.tokenizer.config.channels, y, x), self.device)
-        known = noise
+        data = noise
         if bool((start < 1).any()):
-            known = self.tokenizer.encode(to_unit(canvas.frames[None], self.device))
-        noisy = add_noise(known, noise, start)
+            data = self.tokenizer.encode(to_unit(canvas.frames[None], self.device))
+        noisy = add_noise(data, noise, start)
         unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
         both = Conditions(*(torch.cat(pair) for pair in zip(conditions, unprompted, strict=True)))
 
@@ -210,7 +217,7 @@ class WorldModel:
             return pair._replace(data=guided(pair.data[:1], pair.data[1:], canvas.guidance))
 
         with tqdm(total=steps, desc="generating", disable=not progress, mininterval=1) as bar:
-            clean, *_ = denoise(predict, noisy, start, steps, closed=canvas.closed, report=bar.update)
+            clean, *_ = denoise(predict, noisy, start, steps, power, canvas.closed, bar.update)
         video = to_uint8(self.tokenizer.decode(clean))[0]
         if canvas.closed:
             video[0] = video[-1]  # as decoded in view of the frames before it
@@ -292,14 +299,17 @@ class WorldModel:
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         text, known = self._text(list(prompts))
         b = len(prompts)
-        state = State(None, None, text, known, worlds, tuple(seeds), (0,) * b, 0, 0, height, width)
+        new = (tuple(seeds), (0,) * b, (0.0,) * b, 0, 0, height, width)
+        state = State(None, None, text, known, worlds, *new)
         conditions = self._step_conditions(state, None)
         if images is not None:
             latents = self.tokenizer.encode(to_unit(images[:, None], self.device))
             uncertainty = np.zeros(b, np.float32)
         else:
             pull = guidance if any(prompt is not None for prompt in prompts) else 1.0
-            latents, uncertainty = self._new_latents(state, conditions, pull, 4 * self.config.sampler_steps)
+            steps = 4 * self.config.sampler_steps
+            latents, first, _ = self._new_latents(state, conditions, pull, steps)
+            uncertainty = np.sqrt(_expected_error(first), dtype=np.float32)
         state, _ = self._commit(state, conditions, latents)
         video, decoder = self.tokenizer.decode_stream(latents, None)
         frames = images[:, None].copy() if images is not None else to_uint8(video)
@@ -316,11 +326,16 @@ class WorldModel:
         Float[np.ndarray, " b"],
     ]:
         """One control step of every row: new state, its frames, reward, terminated, and uncertainty (the
-        error that the model expects of its first guess, root mean square in units of the latents' standard
-        deviation)."""
+        error that the model expects by now, root mean square in units of the latents' standard deviation:
+        what it expects of this step's first guess, on top of what is left of earlier steps')."""
         conditions = self._step_conditions(state, self._actions(actions[:, None]))
-        latents, uncertainty = self._new_latents(state, conditions, 1.0, self.config.sampler_steps)
-        state, seen = self._commit(state, conditions, latents)
+        latents, first, last = self._new_latents(state, conditions, 1.0, self.config.sampler_steps)
+        if self.config.commit:
+            state, seen = self._commit(state, conditions, latents)
+        else:
+            state, seen = self._kept(state, last), last
+        doubts = DOUBT_KEPT * np.array(state.doubts) + _expected_error(first)
+        state = dataclasses.replace(state, doubts=tuple(doubts.tolist()))
         video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
         terminated = (seen.terminated[:, 0] > 0).cpu().numpy()
         return (
@@ -328,7 +343,7 @@ class WorldModel:
             to_uint8(video),
             seen.reward[:, 0].cpu().numpy(),
             terminated,
-            uncertainty,
+            np.sqrt(doubts).astype(np.float32),
         )
 
     def _step_conditions(self, state: State, actions: Float[Tensor, "b 1 a"] | None) -> Conditions:
@@ -362,7 +377,7 @@ class WorldModel:
 
     def _new_latents(
         self, state: State, conditions: Conditions, guidance: float, steps: int
-    ) -> tuple[Latents, Float[np.ndarray, " b"]]:
+    ) -> tuple[Latents, Prediction, Prediction]:
         y, x = conditions.rays.shape[-2:]
         shape = (1, self.tokenizer.config.channels, y, x)
         noise = self._noise(state, 0, shape)
@@ -380,15 +395,23 @@ class WorldModel:
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
         power = 1.0 if state.memory is None else self.config.schedule_power
-        latents, first, _ = denoise(predict, noise, start, steps, power)
-        return latents, (0.5 * first.log_error[:, 0]).exp().cpu().numpy()
+        return denoise(predict, noise, start, steps, power)
 
     def _commit(self, state: State, conditions: Conditions, latents: Latents) -> tuple[State, Prediction]:
         """Keep the new latent step's keys and values, at the context noise level, and read its heads."""
         noise = self._noise(state, 1, latents.shape[1:])
         level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
         seen = self._predict(state, conditions, add_noise(latents, noise, level), level, level)
+        return self._kept(state, seen), seen
+
+    def _kept(self, state: State, seen: Prediction) -> State:
+        """The state one latent step later, with what that prediction remembers of it."""
         window = self.transformer.config.window
         memory = extended(state.memory, seen.memory, window)
         ages, kept = tuple(age + 1 for age in state.ages), min(state.kept + 1, window - 1)
-        return dataclasses.replace(state, memory=memory, ages=ages, frame=state.frame + 1, kept=kept), seen
+        return dataclasses.replace(state, memory=memory, ages=ages, frame=state.frame + 1, kept=kept)
+
+
+def _expected_error(found: Prediction) -> Float[np.ndarray, " b"]:
+    """Mean squared error of the latents that the network expects of its own prediction."""
+    return found.log_error[:, 0].exp().double().cpu().numpy()

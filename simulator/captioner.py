@@ -19,16 +19,15 @@ import torch
 import torch.nn.functional as F
 import tyro
 from einops import rearrange
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from simulator.captions import STYLES, Seen, phrase, styles
 from simulator.checkpoint import as_config, load_weights, read_json, save_weights, write_json
-from simulator.sightings import ALL_KINDS
+from simulator.sightings import ALL_KINDS, encode_resized
 from simulator.tokenizer import Block, Conv, Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
-from simulator.video import IMAGE_SUFFIXES, Frames, read_image, read_video, to_unit
+from simulator.video import IMAGE_SUFFIXES, Frames, read_image, read_video
 from simulator.words import COLOURS, FLOORS, KINDS, SHAPES, SIZES, WALLS, WORLDS
 
 WEIGHTS, CONFIG = "captioner.safetensors", "captioner.json"
@@ -46,9 +45,9 @@ class CaptionerConfig:
     rounds: int = 2  # of looking
     heads: int = 4
 
-    def of(self, channels: int, grid: int) -> CaptionerConfig:
-        """The same for latents of this size."""
-        return replace(self, channels=channels, grid=grid)
+    def of(self, channels: int) -> CaptionerConfig:
+        """The same for latents of so many channels."""
+        return replace(self, channels=channels)
 
 
 PRESETS = {
@@ -193,24 +192,23 @@ class Description:
         return text
 
 
-def fitted(frames: Frames, captioner: Captioner, factor: int) -> UInt8[np.ndarray, "f h w 3"]:
-    """A few frames, evenly spread from the first to the last, at the size that the captioner reads."""
-    count = min(len(frames), captioner.config.frames)
-    picked = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
-    side = captioner.config.grid * factor
-    if picked.shape[1:3] == (side, side):
-        return picked
-    return np.stack(
-        [np.asarray(Image.fromarray(f).resize((side, side), Image.Resampling.BOX)) for f in picked]
-    )
-
-
 @torch.inference_mode()
 def describe(frames: Frames, captioner: Captioner, tokenizer: Tokenizer) -> Description:
-    """What a clip of any size shows; a picture is a clip of one frame."""
-    device = next(tokenizer.parameters()).device
-    video = to_unit(fitted(frames, captioner, tokenizer.config.space_factor)[:, None], device)
-    return described(captioner(rearrange(tokenizer.encode(video), "f 1 c y x -> 1 f c y x")))[0]
+    """What a clip shows, read in a few frames from its first to its last; a picture is a clip of one
+    frame."""
+    count = min(len(frames), captioner.config.frames)
+    picked = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
+    side = captioner.config.grid * tokenizer.config.space_factor
+    each = np.concatenate([encode_resized(frame[None], tokenizer, side) for frame in picked])
+    latents = torch.from_numpy(each)[None].float().to(next(captioner.parameters()).device)
+    first = captioner(latents[:, :1])
+    return described(first if count == 1 else combined(first, captioner(latents)))[0]
+
+
+def combined(first: Found, clip: Found) -> Found:
+    """What is there at the first frame, and where, from that frame alone (in a clip the queries mix frames
+    up); what it is and what happens from all frames."""
+    return clip._replace(at_first=first.at_first, place=first.place, wall=first.wall)
 
 
 def described(found: Found) -> list[Description]:

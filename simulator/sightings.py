@@ -22,6 +22,7 @@ from simulator.captions import parse
 from simulator.clips import Episode, read_episode
 from simulator.latents import encode_episode, world_name
 from simulator.tokenizer import Tokenizer
+from simulator.video import Frames, resize, to_unit
 from simulator.words import COLOURS, FLOORS, KINDS, SHAPES, SIZES, WALLS, WORLDS
 
 ABSENT, SEEN, UNCLEAR = 0, 1, -1
@@ -87,7 +88,7 @@ def sightings(episode: Episode) -> Sightings:
     )
 
 
-def _in_sight(episode: Episode, things: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _in_sight(episode: Episode, things: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per frame and thing: how it is seen, where across the picture, and how deep (metres)."""
     assert episode.K is not None and episode.c2w is not None and episode.states is not None
     t, height, width = episode.frames.shape[:3]
@@ -120,13 +121,29 @@ class SeenLatents:
     sightings: list[Sightings]
 
 
-def load_sightings(paths: list[Path], tokenizer: Tokenizer, version: str) -> SeenLatents:
-    """Read episodes with their latents, encoding those that are not cached beside them."""
+def load_sightings(paths: list[Path], tokenizer: Tokenizer, version: str, side: int) -> SeenLatents:
+    """Read episodes with their latents at `side` x `side` pixels.
+
+    Those of that size come from the cache beside them, or go into it; others are resized.
+    """
     factor = tokenizer.config.time_factor
     if factor != 1:
         raise ValueError(f"the captioner reads one latent step a frame, this tokenizer makes one of {factor}")
     latents, found = [], []
     for path in tqdm(paths, desc="reading episodes", unit="ep", mininterval=5):
-        found.append(sightings(read_episode(path)))
-        latents.append(encode_episode(path, tokenizer, version))
+        episode = read_episode(path)
+        found.append(sightings(episode))
+        if episode.frames.shape[1:3] == (side, side):
+            latents.append(encode_episode(path, tokenizer, version))
+        else:
+            latents.append(encode_resized(episode.frames, tokenizer, side))
     return SeenLatents(latents, found)
+
+
+@torch.inference_mode()
+def encode_resized(frames: Frames, tokenizer: Tokenizer, side: int) -> Float[np.ndarray, "t c y x"]:
+    """Latents of frames squeezed or stretched to `side` x `side` pixels."""
+    device = next(tokenizer.parameters()).device
+    if frames.shape[1:3] != (side, side):
+        frames = resize(frames, side, side)
+    return tokenizer.encode(to_unit(frames[None], device))[0].half().cpu().numpy()

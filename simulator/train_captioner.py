@@ -148,9 +148,9 @@ def train_captioner(
     rng, where = np.random.default_rng(seed), torch.device(device)
     encoder = load_tokenizer(tokenizer, where)
     version = fingerprint(tokenizer / TOKENIZER_WEIGHTS)
-    episodes = load_sightings(training_episodes(data), encoder, version)
-    channels, grid = episodes.latents[0].shape[1:3]
-    model = Captioner(PRESETS[preset].of(channels, grid)).to(where)
+    model = Captioner(PRESETS[preset].of(encoder.config.channels)).to(where)
+    side = model.config.grid * encoder.config.space_factor
+    episodes = load_sightings(training_episodes(data), encoder, version, side)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
     learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))

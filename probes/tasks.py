@@ -8,14 +8,15 @@ record.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from probes.checker import Checker
@@ -27,11 +28,12 @@ from simulator.checkpoint import check_writable, write_json
 from simulator.clips import Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
 from simulator.metrics import gradient, psnr, sharpness
-from simulator.video import Frames, resize
+from simulator.video import Frames, resize, write_image
 from simulator.world_model import WorldModel
 
 FRAMES = 16  # in a short clip
 LONG = 64  # steps of a long rollout
+SHOWN_PX = 64  # height of a strip of pictures
 Pair = tuple[float, float]  # the model's score and the baseline's, of one episode
 
 
@@ -60,6 +62,7 @@ class Held:
     episodes: dict[tuple[str, int, int], list[Episode]]  # of (world, height, width)
     count: int
     checker: Checker
+    shown: list[np.ndarray] = field(default_factory=list)  # what was made, to look at
 
     def short(self, worlds: tuple[str, ...] = ("Orbit", "Room")) -> list[Episode]:
         """Up to `count` episodes a world at the model's own size, of at least FRAMES frames."""
@@ -78,7 +81,8 @@ def given(episode: Episode, frames: int = FRAMES) -> canvas.Given:
 
 
 def made(held: Held, request: canvas.Canvas, seed: int) -> Frames:
-    return held.model.generate(request, seed=seed)
+    held.shown.append(held.model.generate(request, seed=seed))
+    return held.shown[-1]
 
 
 def closeness(video: Frames, truth: Frames) -> float:
@@ -133,6 +137,7 @@ def rollout(held: Held) -> list[Pair]:
     for e in held.short():
         truth = e.frames[:FRAMES]
         video = rolled_out(held.model, e, FRAMES - 1)
+        held.shown.append(video)
         still = np.repeat(truth[:1], FRAMES - 1, axis=0)
         pairs.append((closeness(video[1:], truth[1:]), closeness(still, truth[1:])))
     return pairs
@@ -142,7 +147,8 @@ def long_rollout(held: Held) -> list[Pair]:
     pairs = []
     for world in ("Orbit", "Room"):
         for e in held.of(world, held.model.height, held.model.width, LONG + 1):
-            video, truth = rolled_out(held.model, e, LONG)[-1:], e.frames[LONG : LONG + 1]
+            held.shown.append(rolled_out(held.model, e, LONG))
+            video, truth = held.shown[-1][-1:], e.frames[LONG : LONG + 1]
             pairs.append((closeness(video, truth), closeness(e.frames[:1], truth)))
     return pairs
 
@@ -371,6 +377,26 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def strip(name: str, shown: list[np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
+    """A task's name and eight frames of the first clip that it made (or its first eight pictures)."""
+    clip = shown[0] if len(shown[0]) > 1 else np.concatenate(shown[:8])
+    frames = clip[np.linspace(0, len(clip) - 1, 8).round().astype(int)]
+    width = round(SHOWN_PX * frames.shape[2] / frames.shape[1])
+    row = np.concatenate(list(resize(frames, SHOWN_PX, width)), axis=1)
+    label = Image.new("RGB", (SHOWN_PX, SHOWN_PX), "white")
+    ImageDraw.Draw(label).text((4, SHOWN_PX // 2 - 6), name, fill="black")
+    return np.concatenate([np.asarray(label), row], axis=1)
+
+
+def sheet(strips: list[np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
+    """Strips under each other, filled up with white."""
+    width = max(row.shape[1] for row in strips)
+    fill = ((0, 0), (0, 0))
+    return np.concatenate(
+        [np.pad(row, (fill[0], (0, width - row.shape[1]), fill[1]), constant_values=255) for row in strips]
+    )
+
+
 def held_out_by_size(data: Path) -> dict[tuple[str, int, int], list[Episode]]:
     """Held-out episodes under a folder by world and picture size. Raises ValueError if there are none."""
     found: dict[tuple[str, int, int], list[Episode]] = {}
@@ -399,6 +425,9 @@ def tasks(
     only: Annotated[tuple[str, ...], tyro.conf.arg(help="names of tasks; all where left out")] = (),
     episodes: Annotated[int, tyro.conf.arg(help="of each world, at most")] = 16,
     out: Annotated[Path | None, tyro.conf.arg(help="also write the rows as JSON to this file")] = None,
+    image: Annotated[
+        Path | None, tyro.conf.arg(help="also write a picture of what each task made to this .png")
+    ] = None,
     device: str = "cpu",
 ) -> int:
     """Each task of the canvas on a model's weights, beside the trivial way to do it."""
@@ -407,13 +436,18 @@ def tasks(
         raise ValueError(f"--only may name {', '.join(TASKS)}, got {unknown[0]!r}")
     if episodes < 2:
         raise ValueError(f"--episodes must be at least 2 to give an interval, got {episodes}")
-    if out is not None:
-        check_writable(out.parent)
+    for path in (out, image):
+        if path is not None:
+            check_writable(path.parent)
     held = Held(WorldModel.load(checkpoint, device), held_out_by_size(data), episodes, Checker.load())
-    rows = []
+    rows, strips = [], []
     for name in tqdm([name for name in TASKS if name in (only or TASKS)], desc="tasks", mininterval=2):
+        held.shown.clear()
         rows.append(row_of(name, TASKS[name], TASKS[name].run(held)))
+        strips += [strip(name, held.shown)] if held.shown else []
     print(table(rows))
+    if image is not None:
+        write_image(image, sheet(strips))
     if out is not None:
         write_json(out, json.loads(json.dumps([asdict(row) for row in rows]).replace("NaN", "null")))
     return 0

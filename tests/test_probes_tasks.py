@@ -12,6 +12,7 @@ from simulator.clips import list_episodes, read_episode
 from simulator.drift import drifts
 from simulator.drift import table as drift_table
 from simulator.fidelity import evaluate
+from simulator.video import read_image
 from simulator.world_model import WorldModel
 
 PSNR = Task(lambda held: [], "PSNR dB", "still", "episodes")
@@ -59,7 +60,12 @@ def test_the_shipped_weights_go_through_tasks_and_print_each_beside_its_baseline
     held: Path, tmp_path, capsys
 ):
     names = ("text to image", "infill", "blend", "edit", "shots", "64x96", "128x128")
-    assert tasks("default", held, only=names, episodes=2, out=tmp_path / "rows.json") == 0
+    assert (
+        tasks("default", held, only=names, episodes=2, out=tmp_path / "rows.json", image=tmp_path / "s.png")
+        == 0
+    )
+    picture = read_image(tmp_path / "s.png")  # a label and eight frames; no strip for what was not made
+    assert picture.shape == (64 * (len(names) - 1), 64 + 8 * 96, 3)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["task"] for row in rows] == list(names)
     judged = [row for row in rows if row["verdict"] != "cannot judge"]

@@ -122,8 +122,12 @@ class WorldModel:
         self.tokenizer.check_size(height, width)
         factor, patch = self.tokenizer.config.space_factor, self.transformer.config.patch
         for name, size in (("height", height), ("width", width)):
-            if size % (factor * patch):
-                raise ValueError(f"{name} must be a multiple of {factor * patch}, got {size}")
+            if beyond := size % (factor * patch):
+                near = [low for low in (size - beyond, size - beyond + factor * patch) if low]
+                raise ValueError(
+                    f"{name} must be a multiple of {factor * patch}, got {size}; "
+                    f"use {' or '.join(map(str, near))}"
+                )
         return height // factor, width // factor
 
     def _world_ids(self, worlds: Sequence[str | None]) -> Int[Tensor, " b"]:

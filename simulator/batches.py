@@ -52,6 +52,7 @@ class WorldTraining:
     drop_text: float = 0.1
     drop_actions: float = 0.1
     save_minutes: float = 5.0
+    micro_batches: int = 0  # batches in a step, over all processes; 0: one for each process
 
     @property
     def shares(self) -> dict[str, float]:
@@ -64,11 +65,28 @@ class WorldTraining:
         }
         return {"rollout": 1 - sum(shares.values()), **shares}
 
+    def windows(self, kind: str, window: int) -> tuple[int, int]:
+        """How many windows a batch of a kind holds, and their latent steps. window: a rollout's."""
+        sizes = {"picture": (self.pictures, 1), "sweep": (self.sweep_clips, self.sweep_frames)}
+        return sizes.get(kind, (self.rollout_clips, window))
+
 
 TRAININGS = {
     "tiny": WorldTraining(steps=40, minutes=1.0, rollout_clips=4, sweep_clips=2, sweep_frames=9, pictures=16),
     "small": WorldTraining(),
     "base": WorldTraining(minutes=24 * 60.0, rollout_clips=64, sweep_clips=24, pictures=1024),
+    "large": WorldTraining(
+        minutes=7 * 24 * 60.0, matrix_rate=1e-3, other_rate=5e-4, rollout_clips=16, pictures=256
+    ),
+    "xl": WorldTraining(
+        minutes=14 * 24 * 60.0,
+        matrix_rate=1e-3,
+        other_rate=3e-4,
+        rollout_clips=8,
+        sweep_clips=4,
+        pictures=128,
+        save_minutes=30.0,
+    ),
 }
 SHOTS = 3  # in a clip with cuts, at most
 KNOWN = 0.12  # noise level up to which a frame counts as known
@@ -192,10 +210,7 @@ def make_batch(
     scale: float = 1.0,
 ) -> Batch:
     """Draw windows of one kind and what they are conditioned on. scale: of the number of windows."""
-    clips, frames = {
-        "picture": (training.pictures, 1),
-        "sweep": (training.sweep_clips, training.sweep_frames),
-    }.get(kind, (training.rollout_clips, window))
+    clips, frames = training.windows(kind, window)
     clips, how = max(1, round(clips * scale)), KINDS[kind]
     episodes = choose_episodes(data, training, rng, clips, frames, kind)
     windows = draw(

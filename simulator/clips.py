@@ -165,6 +165,17 @@ def training_episodes(folder: str | Path) -> list[Path]:
     return paths
 
 
+def held_out_episodes(folder: str | Path) -> list[Path]:
+    """The episodes of a folder that are kept for measuring. Raises ValueError if there are none."""
+    paths = [path for path in list_episodes(folder) if held_out(path)]
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no held-out seeds ({HELD_OUT_SEED} and above); "
+            f"record some with `orrery record ENV_ID --seed {HELD_OUT_SEED}`"
+        )
+    return paths
+
+
 def held_out(path: Path) -> bool:
     """Whether an episode's seed, which names its file, is kept for measuring."""
     return int(path.name.removeprefix("ep_").removesuffix(SUFFIX)) >= HELD_OUT_SEED

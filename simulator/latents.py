@@ -7,7 +7,9 @@ conditioned on.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def encode_episode(path: Path, tokenizer: Tokenizer, version: str) -> Float[np.n
     with torch.no_grad(), fast_precision(device):
         latents = tokenizer.encode(to_unit(frames[None], device))[0].half().cpu().numpy()
     cached.parent.mkdir(exist_ok=True)
-    partial = cached.with_suffix(".partial.npy")
+    partial = cached.with_suffix(f".{os.getpid()}.partial.npy")
     np.save(partial, latents)
     partial.replace(cached)
     return latents
@@ -81,14 +83,19 @@ class LatentEpisodes:
 
 
 def load_latents(
-    data: Path, tokenizer: Tokenizer, version: str, action_width: int
+    data: Path,
+    tokenizer: Tokenizer,
+    version: str,
+    action_width: int,
+    choose: Callable[[Path], list[Path]] = training_episodes,
 ) -> tuple[LatentEpisodes, ...]:
     """Read, and encode where needed, every episode under `data` that may be trained on (held-out seeds may
-    not). One entry for each picture size, that with the most rows first; all share worlds and captions."""
+    not; `choose` asks for others). One entry for each picture size, that with the most rows first; all share
+    worlds and captions."""
     names: dict[str, int] = {}  # a world's actions
     sizes: dict[tuple[int, int], _Rows] = defaultdict(_Rows)
     phrases: dict[str, int] = {}
-    for path in tqdm(training_episodes(data), desc="encoding episodes", unit="ep", mininterval=5):
+    for path in tqdm(choose(data), desc="encoding episodes", unit="ep", mininterval=5):
         episode = read_episode(path)
         latents = encode_episode(path, tokenizer, version)
         name = world_name(episode.env_id)

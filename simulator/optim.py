@@ -9,8 +9,63 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Muon, Optimizer
+
+
+class ShardedMuon(Muon):
+    """Muon on matrices that are split over processes, with the same result as on whole ones.
+
+    Its step is not elementwise: it needs the whole matrix. Torch's own runs on split ones, at about a dozen
+    collectives a matrix, each of the matrix's size. Here momentum stays split; matrices are taken in rounds
+    of as many as there are processes, each process gathers and orthogonalises one of a round, and sends it
+    to all: two transfers a matrix, and the work is shared out as well.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):  # type: ignore[override]
+        """One step. The closure of torch's optimizers is not taken: the loop computes the loss."""
+        if closure is not None:
+            raise ValueError("ShardedMuon takes no closure; compute the loss before the step")
+        for group in self.param_groups:
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            count = dist.get_world_size()
+            for start in range(0, len(matrices), count):
+                self._round(matrices[start : start + count], group)
+
+    def _round(self, matrices: list[DTensor], group: dict) -> None:
+        rank, mine = dist.get_rank(), None
+        for owner, matrix in enumerate(matrices):
+            whole = self._update(matrix, group).full_tensor()
+            mine = whole if owner == rank else mine
+        change = None if mine is None else _orthogonal_change(mine, group)
+        for owner, matrix in enumerate(matrices):
+            whole = change if owner == rank else None
+            if whole is None:
+                whole = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
+            dist.broadcast(whole, owner)
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.add_(distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None))
+
+    def _update(self, matrix: DTensor, group: dict) -> DTensor:
+        """The gradient with momentum, as torch's Muon computes it."""
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+        buffer = state["momentum_buffer"]
+        buffer.lerp_(matrix.grad, 1 - group["momentum"])
+        return matrix.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+def _orthogonal_change(update: Tensor, group: dict) -> Tensor:
+    """What torch's own Muon does to a matrix: its step from zero, without momentum, for an update."""
+    change = nn.Parameter(torch.zeros_like(update))
+    change.grad = update
+    same = {name: group[name] for name in ("ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")}
+    Muon([change], lr=group["lr"], weight_decay=0.0, momentum=0.0, nesterov=False, **same).step()
+    return change.data
 
 
 def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> list[Optimizer]:
@@ -19,6 +74,18 @@ def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> 
 
     A module names its own exceptions in `not_for_muon` (a set of parameter names).
     """
+    matrices, others = split_parameters(model)
+    split = any(isinstance(matrix, DTensor) for matrix in matrices)
+    return [
+        (ShardedMuon if split else Muon)(
+            matrices, lr=matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trained parameters: hidden matrices, and the others."""
     exceptions = getattr(model, "not_for_muon", frozenset())
     matrices, others = [], []
     for name, parameter in model.named_parameters():
@@ -26,10 +93,7 @@ def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> 
             continue
         hidden_matrix = parameter.ndim == 2 and min(parameter.shape) > 8 and name not in exceptions
         (matrices if hidden_matrix else others).append(parameter)
-    return [
-        Muon(matrices, lr=matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    return matrices, others
 
 
 def rate_factor(progress: float, warmup: float = 0.01, decay: float = 0.4) -> float:
@@ -91,10 +155,9 @@ class Learner(Generic[Model]):
     clock: Clock
 
 
-def take_step(learner: Learner, loss: Tensor, ema_decay: float) -> None:
-    """One optimisation step: backward, clip, step, follow with the moving average (faster while it is
+def take_step(learner: Learner, ema_decay: float) -> None:
+    """One optimisation step on the gradients: clip, step, follow with the moving average (faster while it is
     young)."""
-    loss.backward()
     torch.nn.utils.clip_grad_norm_(learner.model.parameters(), 1.0)
     for optimizer in learner.optimizers:
         optimizer.step()

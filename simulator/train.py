@@ -1,14 +1,16 @@
 """`orrery train world`: fit the transformer to latents of recorded episodes. One visible loop: draw a batch,
-add noise, predict, compare in data space, step. What a batch is, `simulator/batches.py` says."""
+add noise, predict, compare in data space, step. What a batch is, `simulator/batches.py` says; how several
+processes share it (`torchrun --nproc-per-node N -m simulator.train ...`), `simulator/distributed.py`."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
+import os
 import shutil
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -38,25 +40,61 @@ from simulator.checkpoint import (
     check_writable,
     code_version,
     fingerprint,
-    load_learner,
     read_json,
-    save_learner,
     save_weights,
     write_json,
 )
+from simulator.clips import read_frames, training_episodes
+from simulator.distributed import (
+    Processes,
+    build,
+    economise,
+    gathered,
+    joined,
+    last_checkpoint,
+    load_run,
+    save_run,
+    saved_micro_batches,
+)
+from simulator.estimate import check_fits, estimate, free_bytes
 from simulator.flow import add_noise, loss_weight
-from simulator.latents import LatentEpisodes, load_latents
-from simulator.optim import Clock, Learner, fast_precision, make_optimizers, rate_factor, set_rates, take_step
+from simulator.latents import LatentEpisodes, encode_episode, load_latents
+from simulator.optim import (
+    Clock,
+    Learner,
+    ema_update,
+    fast_precision,
+    make_optimizers,
+    rate_factor,
+    set_rates,
+    take_step,
+)
 from simulator.tokenizer import Tokenizer
 from simulator.tracking import Run, tracked_run
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
 from simulator.train_tokenizer import load_tokenizer
-from simulator.transformer import PRESETS, Prediction, Transformer
+from simulator.transformer import PRESETS, Prediction, Transformer, TransformerConfig
 from simulator.video import to_uint8, write_video
 from simulator.world_model import WEIGHTS, WorldModel, WorldModelConfig
 
-RESUME = "world_model.resume.pt"
+RESUME = "world_model.resume"
+TEXT_TOKENS = 48  # for the estimate, which comes before the captions are read
 PREVIEW_FRAMES = 17
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, on what, and where it goes."""
+
+    data: Path
+    tokenizer: Path
+    out: Path
+    config: TransformerConfig
+    training: WorldTraining
+    seed: int
+    resume: bool
+    compiled: bool
+    recomputed: bool  # activations, in the backward pass
 
 
 def loss_of(
@@ -137,11 +175,12 @@ def train(
     data: Annotated[Path, tyro.conf.arg(help="folder of recorded episodes (searched with its sub-folders)")],
     tokenizer: Annotated[Path, tyro.conf.arg(help="run folder of `orrery train tokenizer`")],
     out: Annotated[Path, tyro.conf.arg(help="run folder to write")],
-    preset: Annotated[str, tyro.conf.arg(help="tiny, small or base")] = "small",
+    preset: Annotated[str, tyro.conf.arg(help=", ".join(PRESETS))] = "small",
     minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
     steps: Annotated[
         int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")
     ] = None,
+    save_minutes: Annotated[float | None, tyro.conf.arg(help="between checkpoints")] = None,
     world_weights: Annotated[
         tuple[float, ...], tyro.conf.arg(help="how often to draw each world, by name's order")
     ] = (),
@@ -152,6 +191,12 @@ def train(
     picture_share: Annotated[
         float | None, tyro.conf.arg(help="of the batches, instead of the preset's")
     ] = None,
+    micro_batches: Annotated[
+        int | None, tyro.conf.arg(help="batches in a step, over all processes (default: one for each)")
+    ] = None,
+    checkpoint_activations: Annotated[
+        bool, tyro.conf.arg(help="less memory for about a third more arithmetic")
+    ] = False,
     seed: int = 0,
     resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
     compile: Annotated[
@@ -163,7 +208,13 @@ def train(
     """Train the world model's transformer on the latents of recorded episodes."""
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    asked = {"minutes": minutes, "steps": steps, "picture_share": picture_share}
+    asked = {
+        "minutes": minutes,
+        "steps": steps,
+        "save_minutes": save_minutes,
+        "picture_share": picture_share,
+        "micro_batches": micro_batches,
+    }
     training = replace(
         TRAININGS[preset],
         world_weights=world_weights,
@@ -173,89 +224,137 @@ def train(
     )
     check_writable(out)
     torch.manual_seed(seed)
-    where = torch.device(device)
-    encoder = load_tokenizer(tokenizer, where)
-    config = replace(PRESETS[preset], latent_channels=encoder.config.channels)
-    buckets = load_latents(data, encoder, fingerprint(tokenizer / TOKENIZER_WEIGHTS), config.action_width)
-    model = Transformer(config).to(where)
-    optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
-    average = copy.deepcopy(model).requires_grad_(False)
-    learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
+    config = PRESETS[preset]
+    with joined(device) as (processes, where):
+        job = Job(data, tokenizer, out, config, training, seed, resume, compile, checkpoint_activations)
+        return train_together(job, processes, where, track)
+
+
+def train_together(job: Job, processes: Processes, where: torch.device, track: bool) -> int:
+    """One process's part of the training."""
+    saved, training = job.out / RESUME, job.training
+    resume = job.resume or (processes.restarts > 0 and last_checkpoint(saved) is not None)
+    if not training.micro_batches:
+        training = replace(training, micro_batches=saved_micro_batches(saved) if resume else processes.count)
+    processes.check(training.micro_batches)
+    encoder = load_tokenizer(job.tokenizer, where)
+    config = replace(job.config, latent_channels=encoder.config.channels)
+    job = replace(job, config=config, training=training)
+    pixels, factor = read_frames(training_episodes(job.data)[0]).shape[1:3], encoder.config.space_factor
+    cells = (pixels[0] // factor, pixels[1] // factor)
+    needed = estimate(config, training, cells, TEXT_TOKENS, processes, job.recomputed)
+    if processes.first:
+        print(needed, flush=True)
+    check_fits(needed, free_bytes(where, processes), job.recomputed)
+    buckets = load_together(job, encoder, processes)
+    learner = start(job, where, processes)
     if resume:
-        load_learner(out / RESUME, learner)
-    out.mkdir(parents=True, exist_ok=True)
-    with tracked_run("orrery-world", out.name, track) as run:
-        run.params({"preset": preset, **asdict(training), **asdict(config)})
+        load_run(saved, learner, processes)
+    elif processes.first:
+        shutil.rmtree(saved, ignore_errors=True)
+    job.out.mkdir(parents=True, exist_ok=True)
+    with tracked_run("orrery-world", job.out.name, track and processes.first) as run:
+        run.params({**asdict(training), **asdict(config), "processes": processes.count})
         fit(
             learner,
             buckets,
-            training,
-            seed,
-            compile,
+            job,
+            processes,
             run,
-            lambda averages: keep(learner, averages, out, tokenizer, encoder, buckets, training, run),
+            lambda averages: keep(learner, averages, job, encoder, buckets, run, processes),
         )
     return 0
 
 
+def load_together(job: Job, encoder: Tokenizer, processes: Processes) -> tuple[LatentEpisodes, ...]:
+    """The episodes, of which each process has encoded its share."""
+    version = fingerprint(job.tokenizer / TOKENIZER_WEIGHTS)
+    if processes.count > 1:
+        for path in training_episodes(job.data)[processes.rank :: processes.count]:
+            encode_episode(path, encoder, version)
+        processes.wait()
+    return load_latents(job.data, encoder, version, job.config.action_width)
+
+
+def start(job: Job, where: torch.device, processes: Processes) -> Learner[Transformer]:
+    """Fresh weights, their moving average, and optimizers."""
+    model = build(job.config, where, processes)
+    average = build(job.config, where, processes, trained=False)
+    ema_update(average, model, 0.0)
+    economise(model, recomputed=job.recomputed, compiled=job.compiled and processes.count > 1)
+    optimizers = make_optimizers(model, job.training.matrix_rate, job.training.other_rate)
+    return Learner(model, average, optimizers, Clock(job.training.steps, job.training.minutes))
+
+
 def keep(
-    learner: Learner[Transformer], averages, out, tokenizer_folder, encoder, buckets, training, run
+    learner: Learner[Transformer], averages, job: Job, encoder, buckets, run: Run, processes: Processes
 ) -> None:
     """Write the model so far, what a resumed run needs, a line of metrics and a preview."""
-    clock = learner.clock
-    save(out, learner.ema, tokenizer_folder, buckets, training, clock)
-    save_learner(out / RESUME, learner)
+    save_run(job.out / RESUME, learner, processes, job.training.micro_batches)
+    average, clock, out = gathered(learner.ema, processes), learner.clock, job.out
+    if average is None:
+        return
+    save(out, average, job.tokenizer, buckets, job.training, clock)
     with (out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), **averages}) + "\n")
     episodes = buckets[0]
     config = WorldModelConfig(episodes.worlds, episodes.action_sizes, episodes.height, episodes.width)
-    preview(out, WorldModel(config, encoder, learner.ema), episodes, encoder, run)
+    preview(out, WorldModel(config, encoder, average), episodes, encoder, run)
 
 
 def fit(
     learner: Learner[Transformer],
     buckets: tuple[LatentEpisodes, ...],
-    training: WorldTraining,
-    seed: int,
-    compiled: bool,
+    job: Job,
+    processes: Processes,
     run: Run,
     keep_it: Callable[[dict[str, float]], None],
 ) -> None:
-    """The loop. Every step's draw depends on the seed and the step alone, so a resumed run goes on as it
-    would have."""
-    model, clock, (main, *others) = learner.model, learner.clock, buckets
+    """The loop. What a step draws depends on the seed and the step alone, and what each of its micro-batches
+    draws on its own index too: so a resumed run goes on as it would have, on any number of processes."""
+    model, clock, training, (main, *others) = learner.model, learner.clock, job.training, buckets
     where = next(model.parameters()).device
     text_tokens = max(map(text_room, buckets))
     # compiling takes minutes a shape: worth it for the most frequent picture size alone
-    quick = torch.compile(loss_of, dynamic=False) if compiled else loss_of
-    quick_guess = torch.compile(guess, dynamic=False) if compiled else guess
+    whole = job.compiled and processes.count == 1  # split models are compiled block by block
+    quick = torch.compile(loss_of, dynamic=False) if whole else loss_of
+    quick_guess = torch.compile(guess, dynamic=False) if whole else guess
     averages, frames = {name: float("nan") for name in training.shares}, 0
-    saved_s = clock.seconds
-    with tqdm(total=1000, mininterval=10, bar_format="world model {percentage:3.0f}% {postfix}") as bar:
-        while clock.progress < 1:
-            rng = np.random.default_rng([seed, clock.step])
+    mine = range(processes.rank, training.micro_batches, processes.count)
+    progress, seconds = processes.agree(clock.progress, clock.seconds)
+    saved_s, form = seconds, "world model {percentage:3.0f}% {postfix}"
+    with tqdm(total=1000, mininterval=10, bar_format=form, disable=not processes.first) as bar:
+        while progress < 1:
+            rng = np.random.default_rng([job.seed, clock.step])
             kind = str(rng.choice([*averages], p=[*training.shares.values()]))
             other = bool(others) and rng.random() < training.other_sizes
             data = others[int(rng.integers(len(others)))] if other else main
+            lesson = choose_lesson(training, kind, progress, rng)
             core, look = (loss_of, guess) if other else (quick, quick_guess)
             scale = tokens_in(main) / tokens_in(data)
-            batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale)
-            batch = tree_map(lambda value: value.to(where), batch)
-            set_rates(learner.optimizers, rate_factor(clock.progress))
-            with fast_precision(where):
-                batch = with_lessons(batch, partial(look, model, batch), training, kind, clock.progress, rng)
-                loss, data_loss, _ = core(model, batch)
-            take_step(learner, loss, training.ema_decay)
-            frames += batch.noise_level.numel()
-            before, now = averages[kind], float(data_loss)
+            set_rates(learner.optimizers, rate_factor(progress))
+            data_loss = torch.zeros((), device=where)
+            for index in mine:
+                rng = np.random.default_rng([job.seed, clock.step, 1 + index])
+                batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale)
+                batch = tree_map(lambda value: value.to(where), batch)
+                with fast_precision(where):
+                    batch = lesson(batch, partial(look, model, batch), rng) if lesson else batch
+                    loss, part, _ = core(model, batch)
+                (loss / len(mine)).backward()
+                data_loss += part / len(mine)
+                frames += batch.noise_level.numel() * processes.count
+            take_step(learner, training.ema_decay)
+            progress, seconds = processes.agree(clock.progress, clock.seconds)
+            before, now = averages[kind], processes.mean(data_loss)
             averages[kind] = now if math.isnan(before) else 0.98 * before + 0.02 * now
             if clock.step % 50 == 0:
-                bar.n = int(1000 * clock.progress)
+                bar.n = int(1000 * progress)
                 losses = " ".join(f"{name} {value:.4f}" for name, value in averages.items())
                 bar.set_postfix_str(f"step {clock.step} {losses} left {clock.left_s / 60:.0f} min")
                 run.metrics({f"loss_{k}": v for k, v in averages.items()} | {"frames": frames}, clock.step)
-            if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1:
-                saved_s = clock.seconds
+            if seconds - saved_s > 60 * training.save_minutes or progress >= 1:
+                saved_s = seconds
                 keep_it(averages)
 
 
@@ -265,18 +364,22 @@ def guess(model: Transformer, batch: Batch, noisy: Tensor, level: Tensor, next_l
     return model(noisy, level, batch.conditions, batch.allowed, next_level=next_level).data
 
 
-def with_lessons(
-    batch: Batch,
-    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
-    training: WorldTraining,
-    kind: str,
-    progress: float,
-    rng: np.random.Generator,
-) -> Batch:
-    """The batch, a share of which teaches large steps or to follow a past of the model's own making."""
+def choose_lesson(
+    training: WorldTraining, kind: str, progress: float, rng: np.random.Generator
+) -> Callable[[Batch, Callable[[Tensor, Tensor, Tensor], Tensor], np.random.Generator], Batch] | None:
+    """What a share of the steps teaches: large steps, or to follow a past of the model's own making."""
     lesson = rng.random()
     if lesson < training.flow_maps:
-        return with_large_steps(batch, predict, rng)
+        return with_large_steps
     if kind == "rollout" and progress > 0.5 and lesson < training.flow_maps + training.own_past:
-        return with_own_past(batch, predict, rng)
-    return batch
+        return with_own_past
+    return None
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(tyro.cli(train))
+    except ValueError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"orrery: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -208,7 +208,8 @@ def fit(
             with fast_precision(where):
                 output = core(model, video, noise_scale.float().to(where))
             loss = reconstruction_loss(output, video)
-            take_step(learner, loss, training.ema_decay)
+            loss.backward()
+            take_step(learner, training.ema_decay)
             if clock.step % 50 == 0:
                 bar.n = int(1000 * clock.progress)
                 left = f"left {clock.left_s / 60:.1f} min"

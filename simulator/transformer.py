@@ -63,6 +63,9 @@ PRESETS = {
     ),
     "small": TransformerConfig(),
     "base": TransformerConfig(width=768, layers=16, full_every=4, heads=12, kv_heads=4, window=32),
+    # these two are for many GPUs, on the base tokenizer
+    "large": TransformerConfig(width=1536, layers=24, full_every=4, heads=24, kv_heads=8, window=32),
+    "xl": TransformerConfig(width=2560, layers=32, full_every=4, heads=20, kv_heads=4, window=32),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from recon3d.sweeps import orbit
 from simulator.batches import (
@@ -21,6 +22,7 @@ from simulator.batches import (
 )
 from simulator.canvas import image_to_video, text_to_video
 from simulator.clips import Episode, write_episode
+from simulator.distributed import last_checkpoint
 from simulator.fidelity import evaluate, seen_in_first
 from simulator.generate import generate
 from simulator.latents import load_latents
@@ -97,7 +99,8 @@ def test_the_tokenizer_beats_each_frames_mean_colour(trained: Path):
 
 def test_a_run_goes_on_where_it_stopped(trained: Path):
     train(trained / "data", trained / "tokenizer", trained / "world2", preset="tiny", steps=4, track=False)
-    before = torch.load(trained / "world2" / "world_model.resume.pt", weights_only=True)
+    before = load_file(trained / "world2" / "world_model.safetensors")
+    assert last_checkpoint(trained / "world2" / "world_model.resume").name == "step_000000004"
     train(
         trained / "data",
         trained / "tokenizer",
@@ -107,9 +110,11 @@ def test_a_run_goes_on_where_it_stopped(trained: Path):
         track=False,
         resume=True,
     )
-    after = torch.load(trained / "world2" / "world_model.resume.pt", weights_only=True)
-    assert (before["step"], after["step"]) == (4, 6) and after["seconds"] > before["seconds"]
-    assert any(not torch.equal(after["model"][name], value) for name, value in before["model"].items())
+    after = load_file(trained / "world2" / "world_model.safetensors")
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+    lines = [json.loads(x) for x in (trained / "world2" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 6] and lines[1]["seconds"] >= lines[0]["seconds"]
+    assert last_checkpoint(trained / "world2" / "world_model.resume").name == "step_000000006"
     with pytest.raises(ValueError, match=r"--resume: .* is missing"):
         train(
             trained / "data",

@@ -185,7 +185,8 @@ def fit(
             with fast_precision(where):
                 found = model(lesson.latents.float() + noise)
             loss = loss_of(found, lesson)
-            take_step(learner, loss, training.ema_decay)
+            loss.backward()
+            take_step(learner, training.ema_decay)
             bar.update(100 * clock.progress - bar.n)
             if clock.step % 50 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}", step=clock.step)

@@ -86,11 +86,12 @@ class Processes:
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
     """Join the processes that torchrun started (its environment says which), and leave them at the end."""
-    said = os.environ
     processes = Processes(
-        *(int(said.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))),
-        *(int(said.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))),
-        int(said.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        rank=int(os.environ.get("RANK", 0)),
+        count=int(os.environ.get("WORLD_SIZE", 1)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
     where = torch.device(device)
     if processes.count == 1:

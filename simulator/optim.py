@@ -51,12 +51,13 @@ class ShardedMuon(Muon):
 
     def _update(self, matrix: DTensor, group: dict) -> DTensor:
         """The gradient with momentum, as torch's Muon computes it."""
-        state = self.state[matrix]
+        state, gradient = self.state[matrix], matrix.grad
+        assert isinstance(gradient, DTensor)
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+            state["momentum_buffer"] = torch.zeros_like(gradient)
         buffer = state["momentum_buffer"]
-        buffer.lerp_(matrix.grad, 1 - group["momentum"])
-        return matrix.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+        buffer.lerp_(gradient, 1 - group["momentum"])
+        return gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer  # type: ignore
 
 
 def _orthogonal_change(update: Tensor, group: dict) -> Tensor:

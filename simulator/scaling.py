@@ -162,7 +162,8 @@ def train_one(
 ) -> Trained:
     """Train one model for its budget, and measure it on the way. Goes on where a killed run stopped."""
     text_tokens = held_out[0].conditions.text.shape[1]
-    shape = Shape(training.rollout_clips, config.window, *data.latents.shape[-2:], text_tokens)
+    height, width = data.latents.shape[-2:]
+    shape = Shape(training.rollout_clips, config.window, height, width, text_tokens)
     traced = trace(config, shape)
     a_step = traced.total_flop / 1e12
     steps = max(MEASUREMENTS, round(tflop / a_step))

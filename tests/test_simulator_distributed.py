@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from test_simulator_networks import randomised
 from test_simulator_world_model import moving_square
 
 from simulator.batches import Batch
@@ -37,9 +38,11 @@ CPU = torch.device("cpu")
 
 
 def learner(processes: Processes, *, recomputed: bool = False) -> Learner:
-    """A tiny model whose every weight carries signal (a fresh one starts with zeros)."""
+    """A tiny model; that of one process without the zeros of a fresh one, so that every weight matters."""
     torch.manual_seed(0)
     model, average = build(TINY, CPU, processes), build(TINY, CPU, processes, trained=False)
+    if processes.count == 1:
+        randomised(model)
     ema_update(average, model, 0.0)
     economise(model, recomputed=recomputed, compiled=False)
     return Learner(model, average, make_optimizers(model, 2e-3, 1e-3), Clock(10, 0.0))
@@ -147,8 +150,8 @@ def apart(one: torch.nn.Module, other: torch.nn.Module, start: torch.nn.Module) 
 
 
 def test_two_processes_take_the_steps_of_one_and_their_checkpoint_resumes_on_one(runs):
-    """Muon included, which needs whole matrices. It works in bf16 and makes much of small gradients, so last
-    bits differ; Muon on each process's own rows would be off by a third and more."""
+    """Muon included, which needs whole matrices. Both optimizers make much of small gradients and Muon works
+    in bf16: adding up the micro-batches of one process in another order makes 0.3 % of difference."""
     folder, one = runs
     start, other = learner(Processes()), learner(Processes())
     load_run(folder / "from_one", start, Processes())
@@ -156,13 +159,13 @@ def test_two_processes_take_the_steps_of_one_and_their_checkpoint_resumes_on_one
     assert saved_micro_batches(folder / "from_two") == MICRO_BATCHES
     load_run(folder / "from_two", other, Processes())
     assert other.clock.step == 4
-    assert apart(one.model, other.model, start.model) < 0.03
-    assert apart(one.ema, other.ema, start.ema) < 0.03
+    assert apart(one.model, other.model, start.model) < 0.01
+    assert apart(one.ema, other.ema, start.ema) < 0.01
     average = torch.load(folder / "average.pt")
     assert all(torch.equal(value, average[name]) for name, value in other.ema.state_dict().items())
     steps(one, Processes(), 6)
     steps(other, Processes(), 6)  # with the momenta that two processes left
-    assert apart(one.model, other.model, start.model) < 0.03
+    assert apart(one.model, other.model, start.model) < 0.01
 
 
 def test_only_the_newest_whole_checkpoint_is_kept_and_another_models_is_refused(tmp_path: Path):

@@ -17,7 +17,7 @@ FORCE_M_S2 = 12.0
 
 class Lab(MujocoWorld):
     """Action: force along x (right), y (away from the camera), z (up) on the named thing; touch leaves a
-    spot.
+    spot at the end of the control step.
 
     A touch lands where the camera's ray to the thing lands, moved by the action's x and z; a hidden thing
     cannot be touched.
@@ -34,12 +34,12 @@ class Lab(MujocoWorld):
     def _first_pose(self) -> Float64[np.ndarray, " p"] | None:
         return np.zeros(0)
 
-    def _act(self, action: Float32[np.ndarray, " a"]) -> None:
+    def _act(self, action: Float32[np.ndarray, " a"], frame: int) -> None:
         action = action.astype(np.float64)
         if np.any(action[:3]):
             self._push(0, FORCE_M_S2 * action[:3])
-        self._advance()
-        if action[3] > 0:
+        self._advance(frame)
+        if action[3] > 0 and frame == self.frames_per_step - 1:
             self._touch(0, action[0], action[2])
 
     def _judge(self) -> tuple[float, bool]:

@@ -1,10 +1,12 @@
 """What all MuJoCo reference worlds share: named state, exact cameras, pictures, depth, ids, save and fork.
 
 World right-handed, +Z up, metres; cameras OpenCV, `c2w` 4x4; the first pixel's centre is at 0.5. One control
-step is 0.1 s and one video frame. A world is a scene (`envs.vocabulary.Scene`), a physics state, and a
-camera pose of a few numbers; `save_state` writes these and nothing else is needed to go on.
+step is 0.1 s and `frames_per_step` video frames, all under its one action. A world is a scene
+(`envs.vocabulary.Scene`), a physics state, and a camera pose of a few numbers; `save_state` writes these and
+nothing else is needed to go on.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,6 +28,7 @@ from simulator.captions import Seen, styles
 
 CONTROL_STEP_S = 0.1
 SUBSTEPS = round(CONTROL_STEP_S / TIME_STEP_S)
+FRAMES_PER_STEP = (1, 2, 4)
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION.value
 HINT_PX = 32
 """Captions judge what is in sight on a square picture of this size."""
@@ -49,11 +52,19 @@ class WorldState:
     generator: dict
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where everything is and how it moves at one video frame."""
+
+    pose: Float64[np.ndarray, " p"]
+    qpos: Float64[np.ndarray, " q"]
+    qvel: Float64[np.ndarray, " v"]
+
+
 class MujocoWorld(gymnasium.Env):
     """A reference world; Room, Orbit and Lab say where the camera stands and what an action does."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
-    frames_per_step = 1
     world: str
     action_size: int
     fovy_deg: float = 60.0
@@ -61,14 +72,23 @@ class MujocoWorld(gymnasium.Env):
     _model: mujoco.MjModel
     _data: mujoco.MjData
     _pose: Float64[np.ndarray, " p"]
+    _moments: list[Moment]
 
-    def __init__(self, height: int = 64, width: int = 64, render_mode: str | None = "rgb_array") -> None:
+    def __init__(
+        self,
+        height: int = 64,
+        width: int = 64,
+        render_mode: str | None = "rgb_array",
+        frames_per_step: int = 1,
+    ) -> None:
+        if frames_per_step not in FRAMES_PER_STEP:
+            raise ValueError(f"frames_per_step must be 1, 2 or 4, got {frames_per_step!r}")
         for name, value in (("height", height), ("width", width)):
             if not isinstance(value, int) or not 16 <= value <= 2048:
                 raise ValueError(f"{name} must be a whole number of pixels from 16 to 2048, got {value!r}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
-        self.step_limit = STEP_LIMITS[self.world]
+        self.step_limit, self.frames_per_step = STEP_LIMITS[self.world], frames_per_step
         self.height, self.width, self.render_mode = height, width, render_mode
         self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
@@ -85,8 +105,8 @@ class MujocoWorld(gymnasium.Env):
         """Draw the camera's pose at the start; None when the scene allows none and must be drawn again."""
         raise NotImplementedError
 
-    def _act(self, action: Float32[np.ndarray, " a"]) -> None:
-        """Move the camera and the physics by one control step."""
+    def _act(self, action: Float32[np.ndarray, " a"], frame: int) -> None:
+        """Move the camera and the physics to the given video frame of the control step, `frame_s` further."""
         raise NotImplementedError
 
     def _judge(self) -> tuple[float, bool]:
@@ -117,17 +137,17 @@ class MujocoWorld(gymnasium.Env):
             )
         self._pose = pose
         self._step_count = self._spot_count = 0
-        self._spots = no_spots()
+        self._spots, self._moments = no_spots(), [self._moment()]
         told = self._write_captions()
         self._captions = tuple(dict.fromkeys(caption for style in told.values() for caption in style))
         drawn = str(self.np_random.choice(told["plain"]))
         self._prompt = drawn if prompt is None else prompt
         self._judge()
         frame = self._frame()
-        return frame, self._info(frame)
+        return frame, self._info([frame])
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """One control step of 0.1 s.
+        """One control step of 0.1 s: `frames_per_step` new frames, of which the last is the observation.
 
         Raises:
             ValueError: the action is not `action_size` finite numbers in [-1, 1].
@@ -140,11 +160,16 @@ class MujocoWorld(gymnasium.Env):
             raise ValueError(
                 f"action must be finite and in [-1, 1], got {action.tolist()}; clip it before step"
             )
-        self._act(action)
+        frames, moments = [], []
+        for frame in range(self.frames_per_step):
+            self._act(action, frame)
+            frames.append(self._frame())
+            moments.append(self._moment())
+        self._moments = moments
         self._step_count += 1
         reward, terminated = self._judge()
-        frame = self._frame()
-        return frame, float(reward), bool(terminated), self._step_count >= self.step_limit, self._info(frame)
+        cut = self._step_count >= self.step_limit
+        return frames[-1], float(reward), bool(terminated), cut, self._info(frames)
 
     def render(self) -> np.ndarray | None:
         """The current picture."""
@@ -156,6 +181,22 @@ class MujocoWorld(gymnasium.Env):
             self._renderer = None
 
     # -- truth
+
+    def moments(self) -> Iterator[int]:
+        """Go through the video frames of the last step: inside the loop, `c2w`, `depth`, `segmentation`,
+        `scene` and `state_vector` tell of that frame; after it, of the last one again."""
+        self._must_have_started()
+        try:
+            for frame, moment in enumerate(self._moments):
+                self._place(moment)
+                yield frame
+        finally:
+            self._place(self._moments[-1])
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds between two video frames."""
+        return CONTROL_STEP_S / self.frames_per_step
 
     @property
     def K(self) -> Float32[np.ndarray, "3 3"]:
@@ -268,6 +309,7 @@ class MujocoWorld(gymnasium.Env):
         mujoco.mj_setState(self._model, self._data, state.physics, INTEGRATION)
         mujoco.mj_forward(self._model, self._data)
         mujoco.mj_setState(self._model, self._data, state.physics, INTEGRATION)
+        self._moments = [self._moment()]
         self._judge()
 
     def fork(self, n: int) -> list[WorldState]:
@@ -302,10 +344,19 @@ class MujocoWorld(gymnasium.Env):
                 self._data.qvel[start : start + 6] = [*thing.linear_velocity, *turn]
         mujoco.mj_forward(self._model, self._data)
 
-    def _advance(self) -> None:
-        """Run the physics for one control step under the forces that were set, then clear them."""
-        mujoco.mj_step(self._model, self._data, SUBSTEPS)
+    def _advance(self, frame: int) -> None:
+        """Run the physics to the given video frame of the control step under the forces that were set, then
+        clear them. Frames that fall between two of the physics' own steps take the nearest."""
+        start, end = (round(SUBSTEPS * k / self.frames_per_step) for k in (frame, frame + 1))
+        mujoco.mj_step(self._model, self._data, end - start)
         self._data.xfrc_applied[:] = 0.0
+        mujoco.mj_kinematics(self._model, self._data)
+
+    def _moment(self) -> Moment:
+        return Moment(self._pose.copy(), self._data.qpos.copy(), self._data.qvel.copy())
+
+    def _place(self, moment: Moment) -> None:
+        self._pose, self._data.qpos[:], self._data.qvel[:] = moment.pose.copy(), moment.qpos, moment.qvel
         mujoco.mj_kinematics(self._model, self._data)
 
     def _thing_state(self, index: int) -> Float64[np.ndarray, "13"]:
@@ -374,11 +425,13 @@ class MujocoWorld(gymnasium.Env):
     def _frame(self) -> UInt8[np.ndarray, "h w 3"]:
         return self._draw(self.K.astype(np.float64), self._camera(), self.height, self.width)
 
-    def _info(self, frame: np.ndarray) -> dict[str, Any]:
+    def _info(self, frames: list[np.ndarray]) -> dict[str, Any]:
+        padded = np.zeros((self.frames_per_step, self.height, self.width, 3), np.uint8)
+        padded[: len(frames)] = frames
         return {
             "prompt": self._prompt,
-            "frames": frame[None].copy(),
-            "frame_count": 1,
+            "frames": padded,
+            "frame_count": len(frames),
             "K": self.K,
             "c2w": self.c2w,
         }

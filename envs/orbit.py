@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from envs.mujoco_world import CONTROL_STEP_S, MujocoWorld
+from envs.mujoco_world import MujocoWorld
 from envs.renderer import look_along
 
 TARGET_M = (0.0, 0.0, 0.15)
@@ -39,9 +39,9 @@ class Orbit(MujocoWorld):
                 return self._pose
         return None
 
-    def _act(self, action: Float32[np.ndarray, " a"]) -> None:
+    def _act(self, action: Float32[np.ndarray, " a"], frame: int) -> None:
         rates = np.array([np.radians(AZIMUTH_DEG_S), np.radians(ELEVATION_DEG_S), DISTANCE_M_S])
-        azimuth, elevation, distance = self._pose + CONTROL_STEP_S * rates * action.astype(np.float64)
+        azimuth, elevation, distance = self._pose + self.frame_s * rates * action.astype(np.float64)
         self._pose = np.array(
             [
                 (azimuth + np.pi) % (2 * np.pi) - np.pi,

@@ -38,15 +38,13 @@ class Recording:
     width: int | None
     depth: bool = False
     options: dict[str, Any] | None = None
+    frames_per_step: int | None = None
 
     def make(self) -> gymnasium.Env:
-        """The env, with the picture size where one is asked for."""
-        size = {
-            name: value
-            for name, value in (("height", self.height), ("width", self.width))
-            if value is not None
-        }
-        return gymnasium.make(self.env_id, disable_env_checker=True, **size)
+        """The env, with the picture size and the frames of a control step where they are asked for."""
+        asked = {"height": self.height, "width": self.width, "frames_per_step": self.frames_per_step}
+        keywords = {name: value for name, value in asked.items() if value is not None}
+        return gymnasium.make(self.env_id, disable_env_checker=True, **keywords)
 
 
 def _versions() -> dict[str, str]:
@@ -72,36 +70,45 @@ def check_image_env(env: gymnasium.Env, env_id: str) -> None:
         raise ValueError(f"record needs a Box action of one axis, {env_id} has {actions}; wrap the env")
 
 
+def shown(observation: np.ndarray, info: dict[str, Any]) -> list[np.ndarray]:
+    """All video frames that a step of any env led to."""
+    if "frames" not in info:
+        return [observation]
+    return list(info["frames"][: int(info.get("frame_count", len(info["frames"])))])
+
+
+def truth(env: gymnasium.Env, info: dict[str, Any], depth: bool) -> list[tuple[Any, Any, Any]]:
+    """Camera, states and depth at each frame of the last step; None for what the env cannot tell."""
+    world: Any = env.unwrapped
+    if not hasattr(world, "moments"):
+        return [(info.get("c2w"), None, None)]
+    return [(world.c2w, world.state_vector(), world.depth() if depth else None) for _ in world.moments()]
+
+
 def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
     """One episode, from its seed alone."""
     observation, info = env.reset(seed=seed, options=recording.options)
     world: Any = env.unwrapped
     act = POLICIES[recording.policy](env, np.random.default_rng((seed, 1)))
     frames, actions, rewards, terminated = [observation], [], [], []
-    poses: list[Any] = [info.get("c2w")]
-    states = []
+    known = truth(env, info, recording.depth)
     prompt, K = info.get("prompt", ""), info.get("K")
     captions = list(world.captions()) if hasattr(world, "captions") else [prompt]
     scene = world.initial_scene if hasattr(world, "initial_scene") else None
-    has_states = hasattr(world, "state_vector")
-    has_depth = recording.depth and hasattr(world, "depth")
-    depths = [world.depth()] if has_depth else []
-    if has_states:
-        states.append(world.state_vector())
     for _ in range(recording.steps):
         action = act()
         observation, reward, over, cut, info = env.step(action)
-        frames.append(observation)
+        frames += shown(observation, info)
         actions.append(action)
         rewards.append(reward)
         terminated.append(over)
-        poses.append(info.get("c2w"))
-        if has_depth:
-            depths.append(world.depth())
-        if has_states:
-            states.append(world.state_vector())
+        known += truth(env, info, recording.depth)
         if over or cut:
             break
+    c2w, states, depth = (
+        None if len(part) < len(frames) or any(value is None for value in part) else np.stack(part)
+        for part in zip(*known, strict=True)
+    )
     return Episode(
         frames=np.stack(frames),
         actions=np.stack(actions).astype(np.float32),
@@ -112,9 +119,9 @@ def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
         env_id=recording.env_id,
         captions=captions,
         K=K,
-        c2w=None if any(pose is None for pose in poses) else np.stack(poses).astype(np.float32),
-        states=np.stack(states).astype(np.float32) if has_states else None,
-        depth=np.stack(depths).astype(np.float16) if has_depth else None,
+        c2w=None if c2w is None else c2w.astype(np.float32),
+        states=None if states is None else states.astype(np.float32),
+        depth=None if depth is None else depth.astype(np.float16),
         metadata={"scene": scene, "policy": recording.policy, "versions": _versions()},
     )
 
@@ -175,6 +182,7 @@ def record(
     width: int | None = None,
     workers: int | None = None,
     held_out: bool = False,
+    frames_per_step: int | None = None,
 ) -> int:
     """Record episodes of any Gymnasium env with image observations; run it again to go on after a kill.
 
@@ -189,9 +197,10 @@ def record(
         width: picture width in pixels; the env's own where left out.
         workers: processes; one per core where left out.
         held_out: allow seeds of 900,000,000 and above, which are kept for evaluation; store depth too.
+        frames_per_step: video frames that each action is held for (1, 2 or 4); the env's own where left out.
     """
     _check(episodes, steps, policy, seed, held_out, workers)
-    recording = Recording(env_id, str(out), policy, steps, height, width, depth=held_out)
+    recording = Recording(env_id, str(out), policy, steps, height, width, held_out, None, frames_per_step)
     try:
         with recording.make() as env:
             check_image_env(env, env_id)
@@ -201,7 +210,8 @@ def record(
         ) from error
     except TypeError as error:
         raise ValueError(
-            f"{env_id} does not take this picture size ({error}); leave out --height, --width"
+            f"{env_id} does not take this picture size ({error}); "
+            "leave out --height, --width and --frames-per-step"
         ) from error
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".ep_*.partial"):

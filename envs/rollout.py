@@ -13,7 +13,7 @@ import tyro
 from tqdm import tqdm
 
 from envs.policies import POLICIES
-from envs.record import check_image_env
+from envs.record import check_image_env, shown
 from simulator.video import write_video
 
 DREAM = "Dream-v0"
@@ -21,15 +21,23 @@ ENLARGEMENT = 4
 
 
 def _make(
-    env_id: str, checkpoint: str | None, world: str | None, height: int | None, width: int | None
+    env_id: str,
+    checkpoint: str | None,
+    world: str | None,
+    height: int | None,
+    width: int | None,
+    frames_per_step: int | None,
 ) -> Any:
     """The env, with the keywords that were given."""
     keywords: dict[str, Any] = {"height": height, "width": width, "checkpoint": checkpoint, "world": world}
+    keywords["frames_per_step"] = frames_per_step
     keywords = {name: value for name, value in keywords.items() if value is not None}
     if not env_id.endswith(DREAM):
         for name in ("checkpoint", "world"):
             if name in keywords:
                 raise ValueError(f"--{name} is for orrery/Dream-v0 only, got it with {env_id}; leave it out")
+    elif frames_per_step is not None:
+        raise ValueError("--frames-per-step of a dream is its checkpoint's time factor; leave it out")
     try:
         return gymnasium.make(env_id, disable_env_checker=True, **keywords)
     except gymnasium.error.Error as error:
@@ -45,8 +53,7 @@ def _episode(
     frames, rewards, over, cut = [observation], [], False, False
     while not (over or cut) and (steps is None or len(rewards) < steps):
         observation, reward, over, cut, info = env.step(act())
-        count = int(info.get("frame_count", 1))
-        frames.extend(info["frames"][:count] if "frames" in info else [observation])
+        frames += shown(observation, info)
         rewards.append(float(reward))
     return {
         "frames": np.stack(frames),
@@ -71,6 +78,7 @@ def rollout(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    frames_per_step: int | None = None,
 ) -> int:
     """Run a policy; writes one mp4 an episode, enlarged four times, and returns.json.
 
@@ -86,6 +94,7 @@ def rollout(
         seed: the first episode's seed.
         height: picture height in pixels.
         width: picture width in pixels.
+        frames_per_step: video frames of a reference world's control step (1, 2 or 4).
     """
     for name, value in (("episodes", episodes), ("steps", 1 if steps is None else steps)):
         if value < 1:
@@ -96,7 +105,7 @@ def rollout(
         raise ValueError(f"--policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     options = None if prompt is None else {"prompt": prompt}
     results = []
-    with _make(env_id, checkpoint, world, height, width) as env:
+    with _make(env_id, checkpoint, world, height, width, frames_per_step) as env:
         check_image_env(env, env_id)
         fps = env.metadata.get("render_fps", 10) * getattr(env.unwrapped, "frames_per_step", 1)
         for number in tqdm(range(seed, seed + episodes), desc=env_id, unit="ep"):

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from envs.mujoco_world import CONTROL_STEP_S, MujocoWorld
+from envs.mujoco_world import MujocoWorld
 from envs.renderer import look_along
 from envs.scenes import ROOM_HALF_M
 from envs.shapes import reach
@@ -58,20 +58,19 @@ class Room(MujocoWorld):
                 return pose
         return None
 
-    def _act(self, action: Float32[np.ndarray, " a"]) -> None:
+    def _act(self, action: Float32[np.ndarray, " a"], frame: int) -> None:
         forward, strafe, turn, tilt, push = map(float, action)
         x, y, yaw, pitch = self._pose
-        self._gap_before = self._gap(self._pose[:2], 0)
-        yaw = (yaw + turn * np.radians(YAW_DEG_S) * CONTROL_STEP_S + np.pi) % (2 * np.pi) - np.pi
-        pitch = np.clip(
-            pitch + tilt * np.radians(PITCH_DEG_S) * CONTROL_STEP_S, *np.radians(PITCH_LIMITS_DEG)
-        )
+        if frame == 0:
+            self._gap_before = self._gap(self._pose[:2], 0)
+        yaw = (yaw + turn * np.radians(YAW_DEG_S) * self.frame_s + np.pi) % (2 * np.pi) - np.pi
+        pitch = np.clip(pitch + tilt * np.radians(PITCH_DEG_S) * self.frame_s, *np.radians(PITCH_LIMITS_DEG))
         ahead = np.array([np.cos(yaw), np.sin(yaw)])
         right = np.array([ahead[1], -ahead[0]])
-        place = np.array([x, y]) + SPEED_M_S * CONTROL_STEP_S * (forward * ahead + strafe * right)
+        place = np.array([x, y]) + SPEED_M_S * self.frame_s * (forward * ahead + strafe * right)
         if push > 0:
             self._push_ahead(place, ahead, push)
-        self._advance()
+        self._advance(frame)
         self._pose = np.array([*self._free_place(place), yaw, pitch])
 
     def _push_ahead(self, place: np.ndarray, ahead: np.ndarray, strength: float) -> None:

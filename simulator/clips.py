@@ -26,7 +26,8 @@ HELD_OUT_SEED = 900_000_000
 
 @dataclass(frozen=True)
 class Episode:
-    """What happened once in a world. `actions[k]` is applied at `frames[k]` and leads to `frames[k + 1]`.
+    """What happened once in a world. `actions[k]` is applied at `frames[k * F]`, is held, and leads to
+    `frames[k * F + 1]` up to `frames[(k + 1) * F]`, where F is `frames_per_step`.
 
     frames: uint8 RGB. actions: in [-1, 1]. rewards, terminated: of the step that `actions[k]` made. K:
     intrinsics in pixels (first pixel centre at 0.5). c2w: OpenCV, metres, one per frame. states: the world's
@@ -48,14 +49,23 @@ class Episode:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        steps = len(self.frames) - 1
-        for name in ("actions", "rewards", "terminated"):
+        steps, later = len(self.actions), len(self.frames) - 1
+        if later % steps if steps else later:
+            raise ValueError(
+                f"episode {self.seed}: {steps} actions need 1 + a multiple of {steps} frames, got "
+                f"{len(self.frames)}; each action leads to as many frames as any other"
+            )
+        for name in ("rewards", "terminated"):
             if len(getattr(self, name)) != steps:
                 raise ValueError(
-                    f"episode {self.seed}: {name} has {len(getattr(self, name))} entries, needs one fewer "
-                    f"than its {len(self.frames)} frames, {steps}; "
-                    "actions[k] leads from frames[k] to frames[k+1]"
+                    f"episode {self.seed}: {name} has {len(getattr(self, name))} entries, "
+                    f"needs one for each of its {steps} actions"
                 )
+
+    @property
+    def frames_per_step(self) -> int:
+        """Video frames that one action leads to."""
+        return (len(self.frames) - 1) // max(1, len(self.actions))
 
 
 ARRAYS = ("frames", "actions", "rewards", "terminated", "K", "c2w", "states", "depth")

@@ -138,16 +138,14 @@ def seen_in_first(episode: Episode, frame: int) -> Bool[np.ndarray, "h w"]:
 
 def picture(truth: np.ndarray, dreamed: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     """Two episodes, each the truth above and the dream below, at every other step."""
-    rows = [
-        np.concatenate(list(clip[: max(STEPS) + 1 : 2]), axis=1)
-        for b in range(2)
-        for clip in (truth[b], dreamed[b])
-    ]
+    stride = 2 * (truth.shape[1] - 1) // max(STEPS)
+    rows = [np.concatenate(list(clip[::stride]), axis=1) for b in range(2) for clip in (truth[b], dreamed[b])]
     return np.concatenate(rows)
 
 
 def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]:
-    """Held-out episodes long enough, by world. Raises ValueError if there are none, or others among them."""
+    """Held-out episodes of the model's frames per step and long enough, by world. Raises ValueError if there
+    are none, or some of seeds that are not held out."""
     by_world: dict[str, list[Episode]] = defaultdict(list)
     for path in list_episodes(data):
         if not held_out(path):
@@ -157,14 +155,15 @@ def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]
             )
         episode = read_episode(path)
         name = world_name(episode.env_id)
-        fits = episode.frames.shape[1:3] == (model.height, model.width)
+        pixels = episode.frames.shape[1:3] == (model.height, model.width)
+        fits = pixels and episode.frames_per_step == model.frames_per_step
         if name in model.worlds and fits and len(episode.actions) >= max(STEPS):
             by_world[name].append(episode)
     if not by_world:
         raise ValueError(
-            f"--data {data} has no episode of {max(STEPS)} steps and {model.height}x{model.width} pixels in "
-            f"a world of this model ({', '.join(model.worlds)}); record some with "
-            "`orrery record ENV_ID --held-out`"
+            f"--data {data} has no episode of {max(STEPS)} steps of {model.frames_per_step} frames, "
+            f"{model.height}x{model.width} pixels each, in a world of this model ({', '.join(model.worlds)}); "
+            f"record some with `orrery record ENV_ID --held-out --frames-per-step {model.frames_per_step}`"
         )
     return by_world
 

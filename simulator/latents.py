@@ -145,7 +145,8 @@ def _rows(
         )
     if steps + 1 != len(latents):
         raise ValueError(
-            f"{path} has {steps} actions and {len(latents)} latent steps; record with {factor} frames a step"
+            f"{path} has {steps} actions and {len(latents)} latent steps; "
+            f"record with --frames-per-step {factor}, as the tokenizer compresses time"
         )
     K, c2w = episode.K, episode.c2w
     if K is None or c2w is None:

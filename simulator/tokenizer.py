@@ -115,18 +115,22 @@ class Tokenizer(nn.Module):
                 near = max(factor, round(size / factor) * factor)
                 raise ValueError(f"{name} must be a positive multiple of {factor}, got {size}; use {near}")
 
-    def _fold(self, video: Video) -> Float[Tensor, "bn folded y x"]:
-        """Group frames into latent steps; the first step is the first frame, repeated."""
+    def _fold(self, video: Video, start: bool) -> Float[Tensor, "bn folded y x"]:
+        """Group frames into latent steps; the first step of a clip is its first frame, repeated."""
         factor = self.config.time_factor
-        if (video.shape[1] - 1) % factor:
-            raise ValueError(f"a clip needs 1 + a multiple of {factor} frames, got {video.shape[1]}")
-        video = torch.cat([video[:, :1]] * (factor - 1) + [video], dim=1)
+        if (video.shape[1] - start) % factor or not video.shape[1]:
+            raise ValueError(
+                f"a clip needs {'1 + ' * start}a multiple of {factor} frames (the tokenizer's time factor), "
+                f"got {video.shape[1]}; cut it, or record with --frames-per-step {factor}"
+            )
+        if start:
+            video = torch.cat([video[:, :1]] * (factor - 1) + [video], dim=1)
         return rearrange(video, "b (n f) c (y p) (x q) -> (b n) (f c p q) y x", f=factor, p=FOLD, q=FOLD)
 
-    def encode_bounded(self, video: Video) -> Latents:
+    def encode_bounded(self, video: Video, start: bool = True) -> Latents:
         """Video in [-1, 1] -> latents in [-1, 1] as the encoder makes them."""
         self.check_size(*video.shape[-2:])
-        return rearrange(self.encoder(self._fold(video)), "(b n) c y x -> b n c y x", b=len(video))
+        return rearrange(self.encoder(self._fold(video, start)), "(b n) c y x -> b n c y x", b=len(video))
 
     def decode_bounded(self, latents: Latents, past: Past | None = None) -> tuple[Video, Past]:
         """Latents in [-1, 1] -> video, and what the next call needs to go on (`past`; None at a clip's
@@ -147,7 +151,12 @@ class Tokenizer(nn.Module):
 
     def encode(self, video: Video) -> Latents:
         """Video in [-1, 1] (1 + k * time_factor frames) -> standardised latents (1 + k steps)."""
-        bounded = self.encode_bounded(video)
+        return self.encode_stream(video, start=True)
+
+    def encode_stream(self, video: Video, start: bool) -> Latents:
+        """Encode the next frames of a stream. At its `start` the first frame makes a step of its own (1 + k *
+        time_factor frames), later every `time_factor` frames make one; nothing else is looked at."""
+        bounded = self.encode_bounded(video, start)
         return (bounded - _per_channel(self.latent_mean)) / _per_channel(self.latent_std)
 
     def decode(self, latents: Latents) -> Video:

@@ -155,7 +155,7 @@ def save(
 def preview(out: Path, model: WorldModel, data: LatentEpisodes, tokenizer: Tokenizer, run: Run) -> None:
     """A video with four recorded clips above and the dreams that their first frames and actions lead to
     below."""
-    columns = []
+    columns, fps = [], model.frames_per_step / model.time_step_s
     for name in data.worlds:
         for episode in data.of_world(name, PREVIEW_FRAMES)[:2]:
             rows = slice(data.starts[episode], data.starts[episode] + PREVIEW_FRAMES)
@@ -168,7 +168,7 @@ def preview(out: Path, model: WorldModel, data: LatentEpisodes, tokenizer: Token
                 frames.append(new[0])
             dream = np.concatenate(frames)
             columns.append(np.concatenate([truth, dream], axis=1))
-    run.artifact(write_video(out / "preview.mp4", np.concatenate(columns, axis=2), 10, scale=2))
+    run.artifact(write_video(out / "preview.mp4", np.concatenate(columns, axis=2), fps, scale=2))
 
 
 def train(

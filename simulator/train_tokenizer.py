@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -106,8 +106,9 @@ def measure_latents(
     tokenizer: Tokenizer, frames: Frames, rng: np.random.Generator, device: torch.device
 ) -> None:
     """Set the tokenizer's latent mean and std from data."""
-    with torch.no_grad():
-        video = to_unit(frames.clips(rng, 256, 1), device)
+    factor = tokenizer.config.time_factor
+    with torch.no_grad():  # first steps of clips, and where time is compressed the steps that follow too
+        video = to_unit(frames.clips(rng, 256, 1 + (factor > 1) * factor), device)
         bounded = tokenizer.encode_bounded(video)
         tokenizer.latent_mean.copy_(bounded.mean(dim=(0, 1, 3, 4)))
         tokenizer.latent_std.copy_(bounded.std(dim=(0, 1, 3, 4)))
@@ -144,6 +145,10 @@ def train_tokenizer(
     steps: Annotated[
         int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")
     ] = None,
+    time_factor: Annotated[
+        int | None,
+        tyro.conf.arg(help="video frames in a latent step: 1, 2 or 4, instead of the preset's"),
+    ] = None,
     seed: int = 0,
     resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
     finish_decoder: Annotated[
@@ -166,8 +171,11 @@ def train_tokenizer(
     check_writable(out)
     torch.manual_seed(seed)
     rng, where = np.random.default_rng(seed), torch.device(device)
-    model = Tokenizer(PRESETS[preset]).to(where)
+    config = PRESETS[preset] if time_factor is None else replace(PRESETS[preset], time_factor=time_factor)
+    model = Tokenizer(config).to(where)
     if finish_decoder is not None:
+        if time_factor is not None:
+            raise ValueError("--time-factor is that of --finish-decoder's tokenizer; leave it out")
         model = load_tokenizer(finish_decoder, where).train().requires_grad_(True)
         model.encoder.requires_grad_(False)
     frames = load_frames(data, training.memory_frames, CLIP_STEPS * model.config.time_factor, rng)

@@ -75,11 +75,11 @@ def test_what_is_half_written_is_never_listed(tmp_path):
 
 
 def test_lengths_that_contradict_are_refused():
-    with pytest.raises(ValueError, match="actions has 5 entries, needs one fewer than its 21 frames"):
+    with pytest.raises(ValueError, match=r"6 actions need 1 \+ a multiple of 6 frames, got 21"):
         episode(
-            actions=np.zeros((5, 5), np.float32),
-            rewards=np.zeros(5, np.float32),
-            terminated=np.zeros(5, bool),
+            actions=np.zeros((6, 5), np.float32),
+            rewards=np.zeros(6, np.float32),
+            terminated=np.zeros(6, bool),
         )
 
 

@@ -117,6 +117,11 @@ COMMANDS: dict[str, Command] = {
         "every generation task on a model's weights, each beside the trivial way to do it",
         "orrery tasks default --data heldout",
     ),
+    "factors": Command(
+        "simulator.time_factors:factors",
+        "compare world models of different time factors: fidelity, speed, control delay",
+        "orrery factors runs/factor1 runs/factor2 --data heldout",
+    ),
     "bench": Command(
         "probes.bench:bench",
         "speed of the dream, the reference worlds and the NeRF, in one run",

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,12 +29,21 @@ import envs
 from probes.peers import peer_step
 from probes.subjects import HELD_OUT_SEED, ReferenceSubject
 from recon3d import nerf, sweeps
+from simulator.canvas import text_to_video
+from simulator.full_window import FullWindow
+from simulator.timing import estimate
 from simulator.world_model import WorldModel
 
 REFERENCE_IDS = ("orrery/Room-v0", "orrery/Orbit-v0", "orrery/Lab-v0")
 WARM_UP_STEPS = 8
+BLOCK_MULTIPLY_ADDS = 2e10  # in one turn beside peers: about a second
+COST_ONLY = (
+    "A step is one control step of each row, decoded. Times and multiply-adds compare cost only: the dream\n"
+    "without cache runs our weights; a peer has random weights, which say nothing of its quality."
+)
 VIEWS = 40
 NO_LIMIT_STEPS = 100_000
+FORETOLD_STEPS = (1, 8, 16, 32)  # latent steps of the generations whose time is foretold
 NERFACTO_RAYS = 1024  # a step of more takes a CPU so long that it makes hardly any
 
 
@@ -48,6 +58,7 @@ class Contestant:
         block_size: steps in one turn.
         rows: env steps in one step (rows of a batch).
         multiply_adds: of one env step; NaN where it cannot be counted.
+        setting: contestants of one setting are compared with the first of them.
     """
 
     name: str
@@ -56,6 +67,7 @@ class Contestant:
     block_size: int
     rows: int = 1
     multiply_adds: float = math.nan
+    setting: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ class Timing:
         cpu_ms: CPU milliseconds per unit.
         multiply_adds: per unit, in millions.
         turns: how many turns the medians rest on.
+        setting: what it has in common with those it is compared with.
     """
 
     name: str
@@ -81,6 +94,7 @@ class Timing:
     cpu_ms: float
     multiply_adds: float
     turns: int
+    setting: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ class Fit:
 
 def bench(
     checkpoint: str = "default",
-    what: Literal["all", "dream", "worlds", "nerf"] = "all",
+    what: Literal["all", "dream", "worlds", "nerf", "peers", "estimate"] = "all",
     steps: int = 20,
     turns: int = 5,
     batch: int = 8,
@@ -118,12 +132,16 @@ def bench(
     out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None,
     seed: int = 0,
     peer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    sizes: tuple[int, ...] = (64, 128),
+    rows: tuple[int, ...] = (1, 8, 16),
+    threads: tuple[int, ...] = (1, 2),
 ) -> int:
     """Speed of the dream, of the reference worlds and of the NeRF beside nerfacto, in one run.
 
     Args:
         checkpoint: the world model: default, or a folder.
-        what: one part only.
+        what: one part only; peers (not in all): the dream beside itself without cache and beside --peer;
+            estimate (not in all): generations beside the time foretold for them.
         steps: control steps in one turn of an env.
         turns: how often each contestant has its turn; medians are printed.
         batch: rows of the batched dream.
@@ -131,17 +149,27 @@ def bench(
         out: also write the results as JSON to this file.
         seed: seed of scenes and noise.
         peer: also time another project's world model, NAME=PATH of a checkout (diamond=PATH).
+        sizes: heights (and widths) of the pictures for peers and estimate.
+        rows: rows of a batch for peers.
+        threads: threads for peers.
     """
-    for name, value in (("--steps", steps), ("--turns", turns), ("--batch", batch)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    counts = {"steps": [steps], "turns": [turns], "batch": [batch]}
+    for name, values in (counts | {"sizes": sizes, "rows": rows, "threads": threads}).items():
+        if min(values, default=0) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {', '.join(map(str, values)) or 'nothing'}")
+    if peer and what not in ("all", "peers"):
+        raise ValueError(f"--peer goes with --what peers (or all), got --what {what}")
     before = os.getloadavg()[0]
     contestants: list[Contestant] = []
     if what in ("all", "dream"):
         contestants += dream_contestants(WorldModel.load(checkpoint), steps, batch, seed)
-    contestants += [contestant for spec in peer for contestant in peer_contestants(spec)]
+    if what == "peers" or (what == "all" and peer):
+        grid = (sizes, rows, threads) if what == "peers" else ((64,), (1,), (1, 2))
+        contestants += peer_contestants(WorldModel.load(checkpoint), peer, *grid, steps, seed)
     if what in ("all", "worlds"):
         contestants += [world_contestant(env_id, steps, seed) for env_id in REFERENCE_IDS]
+    if what == "estimate":
+        print(foretold(WorldModel.load(checkpoint), sizes))
     timings = race(contestants, turns) if contestants else []
     fits = fit_both(preset, seed) if what in ("all", "nerf") else []
     after = os.getloadavg()[0]
@@ -149,6 +177,8 @@ def bench(
     print(f"{machine}; load {before:.1f} before, {after:.1f} after (other programs' load slows wall times)")
     if timings:
         print(f"\n{speed_table(timings)}")
+    if any(timing.setting for timing in timings):
+        print(f"\n{COST_ONLY}")
     if fits:
         print(f"\nNeRF of a {VIEWS}-view, 360-degree, 64x64 sweep of orrery/Orbit-v0\n{fit_table(fits)}")
     if out is not None:
@@ -171,13 +201,16 @@ def dream_contestants(model: WorldModel, steps: int, batch: int, seed: int) -> l
 class DreamRollout:
     """A running dream whose state is kept between turns, so that its cache is full as in long use."""
 
-    def __init__(self, model: WorldModel, rows: int, seed: int) -> None:
+    def __init__(self, model: WorldModel, rows: int, seed: int, size: int | None = None) -> None:
         self._model, self._rows = model, rows
         self._actions = np.random.default_rng(seed).uniform(-1, 1, (64, rows, model.action_size("Room")))
         seeds = [HELD_OUT_SEED + seed + row for row in range(rows)]
-        self._state, _, _ = model.start(["a red ball on the floor"] * rows, "Room", seeds)
+        prompts = ["a red ball on the floor"] * rows
+        self._state, _, _ = model.start(prompts, "Room", seeds, height=size, width=size)
         self._count = 0
-        self.advance(WARM_UP_STEPS)
+        if isinstance(model, FullWindow):
+            self._state = model.filled(self._state)
+        self.advance(1 if isinstance(model, FullWindow) else model.transformer.config.window)
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
@@ -186,23 +219,59 @@ class DreamRollout:
             self._count += 1
 
     def multiply_adds(self) -> float:
-        """Of one control step of one row, in matrix products and convolutions."""
-        with FlopCounterMode(display=False) as counter:
-            self.advance(1)
-        return counter.get_total_flops() / 2 / self._rows
+        """Of one control step of one row."""
+        return counted(self.advance) / self._rows
 
 
-def peer_contestants(spec: str) -> list[Contestant]:
-    """A peer with random weights on 1 and on 2 threads, one step a turn."""
-    name, step = peer_step(spec)
-    with FlopCounterMode(display=False) as counter:
-        step()
+def counted(advance: Callable[[int], None]) -> float:
+    """Multiply-adds of one step, in matrix products and convolutions."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        advance(1)
+    return counter.get_total_flops() / 2
+
+
+def peer_contestants(
+    model: WorldModel,
+    peers: Sequence[str],
+    sizes: Sequence[int],
+    rows: Sequence[int],
+    threads: Sequence[int],
+    steps: int,
+    seed: int,
+) -> list[Contestant]:
+    """The dream, the dream without its cache, and each peer, all at every size, batch and thread count."""
+    found: list[Contestant] = []
+    multiply_adds: dict[tuple[str, int], float] = {}  # of one row: the same for any batch
+    for size, count in product(sizes, rows):
+        window = model.transformer.config.window
+        uncached = FullWindow(model.config, model.tokenizer, model.transformer)
+        runners = {
+            "dream": DreamRollout(model, count, seed, size).advance,
+            f"dream without cache, window {window}": DreamRollout(uncached, count, seed, size).advance,
+            **dict(peer_runner(spec, size, count) for spec in peers),
+        }
+        for name, advance in runners.items():
+            if (name, size) not in multiply_adds:
+                multiply_adds[name, size] = counted(advance) / count
+        for number in threads:
+            setting = f"{size}x{size}, {count} row{'s' * (count > 1)}, {number} thread{'s' * (number > 1)}"
+            for name, advance in runners.items():
+                adds = multiply_adds[name, size]
+                block = max(1, min(steps, round(BLOCK_MULTIPLY_ADDS / (adds * count))))
+                found.append(Contestant(name, number, advance, block, count, adds, setting))
+    return found
+
+
+def peer_runner(spec: str, size: int, rows: int) -> tuple[str, Callable[[int], None]]:
+    """A peer's name and what does so many of its steps."""
+    name, step = peer_step(spec, size, rows)
 
     def advance(steps: int) -> None:
         for _ in range(steps):
             step()
 
-    return [Contestant(name, threads, advance, 2, 1, counter.get_total_flops() / 2) for threads in (1, 2)]
+    advance(1)
+    return name, advance
 
 
 def world_contestant(env_id: str, steps: int, seed: int) -> Contestant:
@@ -248,9 +317,28 @@ def race(contestants: Sequence[Contestant], turns: int) -> list[Timing]:
             cpu_ms=1000 * statistics.median(cpu),
             multiply_adds=contestant.multiply_adds / 1e6,
             turns=turns,
+            setting=contestant.setting,
         )
         for contestant, wall, cpu in zip(contestants, walls, cpus, strict=True)
     ]
+
+
+def foretold(model: WorldModel, sizes: Sequence[int]) -> str:
+    """Generations of several lengths and sizes, and how long each was expected to take."""
+    rows = [("picture", "frames", "steps", "foretold s", "taken s", "taken / foretold")]
+    for size, latent_steps in product(sizes, FORETOLD_STEPS):
+        frames = 1 + (latent_steps - 1) * model.frames_per_step
+        canvas = text_to_video(
+            "a red mug", frames, height=size, width=size, time_factor=model.frames_per_step
+        )
+        expected = estimate(model, canvas)
+        start = time.perf_counter()
+        model.generate(canvas)
+        taken = time.perf_counter() - start
+        ratio = f"{taken / expected.seconds:.2f}"
+        cells = (f"{expected.seconds:.2f}", f"{taken:.2f}", ratio)
+        rows.append((f"{size}x{size}", str(frames), str(expected.steps), *cells))
+    return aligned(rows)
 
 
 def fit_both(preset: str, seed: int) -> list[Fit]:
@@ -289,15 +377,16 @@ def fit_both(preset: str, seed: int) -> list[Fit]:
 
 
 def speed_table(timings: Sequence[Timing]) -> str:
-    """Every contestant's rate, also as a multiple of the first one's."""
+    """Every contestant's rate, also as a multiple of the first one's of its setting."""
+    first = {t.setting: t.rate for t in reversed(timings)}
     rows = [
         (
-            t.name,
+            f"{t.setting}: {t.name}" if t.setting else t.name,
             str(t.threads),
             f"{t.rate:.1f} ({t.slowest:.1f}-{t.fastest:.1f})",
             f"{t.cpu_ms:.2f}",
             "-" if math.isnan(t.multiply_adds) else f"{t.multiply_adds:.0f}",
-            f"{t.rate / timings[0].rate:.2f}",
+            f"{t.rate / first[t.setting]:.2f}",
         )
         for t in timings
     ]

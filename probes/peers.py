@@ -1,7 +1,7 @@
 """Other projects' world models, timed from a checkout of their code with random weights: cost only, no
 quality.
 
-A peer's network is imported from its own files and run with its published default settings at 64x64.
+A peer's network is imported from its own files and run with its published default settings.
 Nothing of it is copied here, and no file of it runs but those named below.
 """
 
@@ -16,11 +16,13 @@ import torch
 Step = Callable[[], None]
 
 
-def peer_step(spec: str) -> tuple[str, Step]:
-    """A peer's name as printed, and a function that does one of its environment steps (one frame, one row).
+def peer_step(spec: str, size: int = 64, rows: int = 1) -> tuple[str, Step]:
+    """A peer's name as printed, and a function that does one of its environment steps (one frame a row).
 
     Args:
         spec: NAME=PATH with the path of a checkout.
+        size: height and width of its frames in pixels.
+        rows: environments in a batch.
 
     Raises:
         ValueError: the peer is not known, or its checkout lacks the files.
@@ -28,13 +30,13 @@ def peer_step(spec: str) -> tuple[str, Step]:
     name, _, path = spec.partition("=")
     if name not in PEERS or not path:
         raise ValueError(f"--peer must be NAME=PATH with NAME one of {', '.join(PEERS)}, got {spec!r}")
-    return PEERS[name](Path(path))
+    return PEERS[name](Path(path), size, rows)
 
 
-def diamond(checkout: Path) -> tuple[str, Step]:
+def diamond(checkout: Path, size: int, rows: int) -> tuple[str, Step]:
     """DIAMOND (Alonso et al. 2024), github.com/eloialonso/diamond: its Atari denoiser, 3 steps a frame, and
     no cache: four past frames are stacked as channels. Its reward model, a smaller network, is left out."""
-    calls, past, size = 3, 4, 64
+    calls, past = 3, 4
     network = _import_from(checkout / "src" / "models", "diffusion.inner_model")
     config = network.InnerModelConfig(
         img_channels=3,
@@ -46,15 +48,15 @@ def diamond(checkout: Path) -> tuple[str, Step]:
         num_actions=18,
     )
     model = network.InnerModel(config).eval().requires_grad_(False)
-    seen = torch.zeros(1, 3 * past, size, size)
-    actions = torch.zeros(1, past, dtype=torch.int64)
+    seen = torch.zeros(rows, 3 * past, size, size)
+    actions = torch.zeros(rows, past, dtype=torch.int64)
 
     def step() -> None:
-        frame = torch.zeros(1, 3, size, size)
+        frame = torch.zeros(rows, 3, size, size)
         for _ in range(calls):
-            frame = model(frame, torch.zeros(1), seen, actions)
+            frame = model(frame, torch.zeros(rows), seen, actions)
 
-    return f"DIAMOND {size}x{size}, {calls} steps", step
+    return f"DIAMOND, {calls} calls, random weights", step
 
 
 def _import_from(folder: Path, module: str) -> types.ModuleType:
@@ -71,4 +73,4 @@ def _import_from(folder: Path, module: str) -> types.ModuleType:
     return importlib.import_module(f"{root}.{module}")
 
 
-PEERS: dict[str, Callable[[Path], tuple[str, Step]]] = {"diamond": diamond}
+PEERS: dict[str, Callable[[Path, int, int], tuple[str, Step]]] = {"diamond": diamond}

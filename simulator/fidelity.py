@@ -162,8 +162,9 @@ def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]
     if not by_world:
         raise ValueError(
             f"--data {data} has no episode of {max(STEPS)} steps of {model.frames_per_step} frames, "
-            f"{model.height}x{model.width} pixels each, in a world of this model ({', '.join(model.worlds)}); "
-            f"record some with `orrery record ENV_ID --held-out --frames-per-step {model.frames_per_step}`"
+            f"{model.height}x{model.width} pixels each, in a world of this model "
+            f"({', '.join(model.worlds)}); record some with `orrery record ENV_ID --held-out "
+            f"--frames-per-step {model.frames_per_step}`"
         )
     return by_world
 

@@ -3,6 +3,7 @@ fill in one canvas (`simulator/canvas.py`)."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ from simulator import canvas as tasks
 from simulator.canvas import Canvas, Given, shots_of
 from simulator.checkpoint import check_writable
 from simulator.expand import expanded
+from simulator.timing import TOLD_FROM_S, estimate
 from simulator.video import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -223,6 +225,9 @@ def generate(
     factor = model.frames_per_step
     request = Request(prompt, frames, height, width, task, clips, sweep, level, world, guidance, factor)
     chosen = plan(request, height or model.height, width or model.width)
+    expected = estimate(model, chosen.canvas, steps, always=False)
+    if expected.seconds > TOLD_FROM_S:
+        print(expected.words, file=sys.stderr)
     made = model.generate(chosen.canvas, seed=seed, steps=steps, progress=True)
     if still:
         write_image(output, made[0], scale=scale)

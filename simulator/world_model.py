@@ -106,6 +106,11 @@ class WorldModel:
     def frames_per_step(self) -> int:
         return self.tokenizer.config.time_factor
 
+    def steps_for(self, canvas: Canvas) -> int:
+        """Sampler steps of a canvas where none are asked for. Known frames leave little open: few steps,
+        densely near clean, as in a rollout."""
+        return self.config.sampler_steps * (1 if canvas.held.any() else 4)
+
     def action_size(self, world: str) -> int:
         """Width of the world's actions. Raises ValueError if this model does not know the world."""
         if world not in self.config.action_sizes:
@@ -196,10 +201,8 @@ class WorldModel:
         model does not know, or a canvas that does not fit into memory.
         """
         y, x = self._check_size(*canvas.frames.shape[1:3])
-        # known frames leave little open: few steps, densely near clean, as in a rollout
-        known = bool(canvas.held.any())
-        steps = steps or self.config.sampler_steps * (1 if known else 4)
-        power = self.config.schedule_power if known else 1.0
+        steps = steps or self.steps_for(canvas)
+        power = self.config.schedule_power if canvas.held.any() else 1.0
         n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
         self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
         conditions = self._canvas_conditions(canvas, y, x)

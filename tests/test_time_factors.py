@@ -1,5 +1,6 @@
 """Several video frames in a control step: reference worlds, episodes, tokenizer, training and dream."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from envs.record import Recording, play
 from simulator.clips import HELD_OUT_SEED, write_episode
 from simulator.fidelity import evaluate, held_out_episodes
 from simulator.generate import generate
+from simulator.time_factors import factors
 from simulator.tokenizer import PRESETS as TOKENIZERS
 from simulator.tokenizer import Tokenizer
 from simulator.train import train
@@ -199,6 +201,19 @@ def test_training_and_fidelity_work_with_compressed_time(trained, capsys):
     plain = WorldModel(model.config, Tokenizer(TOKENIZERS["tiny"]), model.transformer)
     with pytest.raises(ValueError, match=r"16 steps of 1 frames, .*--frames-per-step 1"):
         held_out_episodes(plain, folder / "held_out")
+
+
+def test_factors_are_compared_at_equal_time_in_one_table(trained, tmp_path, capsys):
+    factor, folder = trained
+    given = {"turns": 1, "steps": 1, "out": tmp_path / "table.json"}
+    assert factors((str(folder / "world"),), folder / "held_out", **given) == 0
+    row = json.loads((tmp_path / "table.json").read_text())[0]
+    assert row["factor"] == factor and len(row["gains"]) == 3 and row["minutes"] > 0
+    assert row["frames_per_s"] == pytest.approx(factor * row["steps_per_s"])
+    assert row["delay_ms"] == pytest.approx(1000 / row["steps_per_s"])
+    assert f"| {factor} | Orbit |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="turns must be at least 1"):
+        factors((str(folder / "world"),), folder / "held_out", turns=0)
 
 
 def test_episodes_of_another_factor_are_refused_by_name(trained):

@@ -1,0 +1,91 @@
+"""How long a generation will take: the network's and the decoder's time for one canvas, measured on this
+machine before it starts, times the calls that will be made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simulator.canvas import Canvas
+from simulator.video import to_unit
+from simulator.world_model import WorldModel
+
+TOLD_FROM_S = 5.0
+CALIBRATED_FROM_S = 2.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that a generation will take, and what they come from."""
+
+    steps: int
+    call_s: float  # the network, once, on the whole canvas (with and without the prompt where guided)
+    rest_s: float  # encoding what is known, decoding what is made
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.call_s + self.rest_s
+
+    @property
+    def words(self) -> str:
+        """One line for whoever waits."""
+        took = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
+        parts = f"{self.steps} steps of {self.call_s:.2g} s, {self.rest_s:.2g} s to encode and decode"
+        return f"this will take about {took} ({parts})"
+
+
+def estimate(
+    model: WorldModel,
+    canvas: Canvas,
+    steps: int | None = None,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    always: bool = True,
+) -> Estimate:
+    """Measure one network call and the decoding of this very canvas, after a warm-up on its first frame.
+
+    clock: what seconds are (a test counts CPU time). always: calibrate even where the warm-up says that the
+    generation itself will be short; else that bound is the estimate.
+
+    Raises ValueError as `generate` does, for a canvas that cannot be made.
+    """
+    steps = steps or model.steps_for(canvas)
+    n = len(canvas.start_level)
+    first = _first_frame(canvas)
+    for _ in range(2):  # the first call also reads the prompt encoder and warms the caches
+        one_s = _seconds(lambda: model.generate(first, steps=1), clock)
+    if not always and one_s * n * steps < CALIBRATED_FROM_S:
+        return Estimate(steps, one_s * n, 0.0)
+    whole_s = _seconds(lambda: model.generate(canvas, steps=1), clock)
+    rest_s = _seconds(lambda: _encode_and_decode(model, canvas), clock)
+    return Estimate(steps, max(0.0, whole_s - rest_s), rest_s)
+
+
+def _first_frame(canvas: Canvas) -> Canvas:
+    """A canvas of one free frame of the same size and words."""
+    return Canvas(
+        canvas.prompts[0] if canvas.prompts else None,
+        canvas.frames[:1],
+        np.ones(1, np.float32),
+        canvas.world,
+        guidance=canvas.guidance,
+    )
+
+
+@torch.inference_mode()
+def _encode_and_decode(model: WorldModel, canvas: Canvas) -> None:
+    height, width = (size // model.tokenizer.config.space_factor for size in canvas.frames.shape[1:3])
+    latents = torch.zeros(1, len(canvas.start_level), model.tokenizer.config.channels, height, width)
+    if (canvas.start_level < 1).any():
+        latents = model.tokenizer.encode(to_unit(canvas.frames[None], model.device))
+    model.tokenizer.decode(latents.to(model.device)).sum().item()
+
+
+def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    call()
+    return clock() - start

@@ -7,10 +7,10 @@ record.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from simulator.world_model import WorldModel
 
 FRAMES = 16  # in a short clip
 LONG = 64  # steps of a long rollout
+TURN_SEED = 900_000_300  # of the first reference scene that is gone around
 SHOWN_PX = 64  # height of a strip of pictures
 Pair = tuple[float, float]  # the model's score and the baseline's, of one episode
 
@@ -208,8 +209,13 @@ def text_to_image(held: Held) -> list[Pair]:
     return pairs
 
 
-def size_of(model: WorldModel) -> dict[str, int]:
-    return {"height": model.height, "width": model.width}
+class Size(TypedDict):
+    height: int
+    width: int
+
+
+def size_of(model: WorldModel) -> Size:
+    return Size(height=model.height, width=model.width)
 
 
 def sweep(held: Held) -> list[Pair]:
@@ -229,28 +235,23 @@ def loop(held: Held) -> list[Pair]:
     return pairs
 
 
-def turns(held: Held, views: int, closed: bool):
-    """True and dreamed turns around reference scenes (and their first halves alone, for closed ones)."""
-    model = held.model
-    subject = ReferenceSubject("orrery/Orbit-v0", model.height, model.width)
-    for seed in range(900_000_300, 900_000_300 + min(held.count, 8)):
-        cameras = orbit(views, height=model.height, width=model.width)
+def turns(held: Held, views: int, closed: bool) -> Iterator[tuple[Frames, np.ndarray, np.ndarray]]:
+    """True and dreamed turns around reference scenes, and dreamed halves of them; a closed turn's last view
+    is its first."""
+    subject = ReferenceSubject("orrery/Orbit-v0", **size_of(held.model))
+    for seed in range(TURN_SEED, TURN_SEED + min(held.count, 8)):
+        cameras = orbit(views, **size_of(held.model))
         clip = subject.sweep(None, cameras, seed)
-        how = {"world": "Orbit", "cameras": cameras}
-        if not closed:
-            yield (
-                clip.video,
-                made(held, canvas.image_to_video(clip.video[0], clip.prompt, views, **how), seed),
-                None,
-            )
-            continue
-        # orbit() leaves out the last view, which is the first again
-        ring = torch.cat([torch.arange(views), torch.zeros(1, dtype=torch.long)])
-        truth = clip.video[ring.numpy()]
-        how["cameras"] = cameras[ring]
-        video = made(held, canvas.loop(clip.prompt, views + 1, image=truth[0], **how), seed)
-        how["cameras"] = cameras[: views // 2 + 1]
-        half = made(held, canvas.image_to_video(truth[0], clip.prompt, views // 2 + 1, **how), seed)
+        ring = torch.cat([torch.arange(views), torch.zeros(int(closed), dtype=torch.long)])
+        truth, first = clip.video[ring.numpy()], clip.video[0]
+        how = canvas.Given(world="Orbit", cameras=cameras[ring])
+        if closed:
+            request = canvas.loop(clip.prompt, len(truth), image=first, **how)
+        else:
+            request = canvas.image_to_video(first, clip.prompt, len(truth), **how)
+        video, middle = made(held, request, seed), views // 2 + 1
+        how = canvas.Given(world="Orbit", cameras=cameras[:middle])
+        half = held.model.generate(canvas.image_to_video(first, clip.prompt, middle, **how), seed=seed)
         yield truth, video, half
 
 

@@ -4,16 +4,18 @@ dreams.
 The env only holds the dream's state, which is a value of `simulator.world_model`. Nothing here needs MuJoCo.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float, UInt8
 
+from envs.action_spaces import from_values, to_vector
 from envs.captions import random_prompt
 from envs.vocabulary import STEP_LIMITS
 from simulator.world_model import State, WorldModel
@@ -28,7 +30,7 @@ class DreamState:
 
     world: str
     dream: State
-    prompt: str
+    prompt: str | None
     frame: UInt8[np.ndarray, "h w 3"]
     step_count: int
     generator: dict
@@ -84,17 +86,18 @@ def checked_limit(step_limit: int | None) -> int | None:
     return step_limit
 
 
-def drawn_start(rng: np.random.Generator, world: str, prompt: str | None) -> tuple[str, int]:
-    """What a dream starts from: its prompt (drawn where not given) and the seed of its noise."""
-    drawn = random_prompt(rng, world)
+def drawn_start(rng: np.random.Generator, world: str, prompt: str | None) -> tuple[str | None, int]:
+    """What a dream starts from: its prompt (where not given, drawn for Orrery's own worlds) and the seed of
+    its noise."""
+    drawn = random_prompt(rng, world) if world in STEP_LIMITS else None
     return prompt or drawn, int(rng.integers(SEEDS))
 
 
 class Dream(gymnasium.Env):
-    """A world model that is stepped like the world it dreams: same actions, same step limit, 10 Hz.
+    """A world model that is stepped like the world it dreams: same actions, step limit and frames a second.
 
     Args:
-        world: Room, Orbit or Lab.
+        world: Room, Orbit or Lab, or any other that the model was trained on, such as CartPole.
         checkpoint: `default` for the shipped weights, a folder, or `models:/NAME/VERSION`.
         height: picture height in pixels; the trained one where left out.
         width: picture width in pixels; the trained one where left out.
@@ -103,7 +106,8 @@ class Dream(gymnasium.Env):
         step_limit: control steps after which an episode is truncated; the world's own where left out.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    # not a ClassVar: a dream of another env has that env's frames a second
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
         self,
@@ -116,22 +120,28 @@ class Dream(gymnasium.Env):
         model: WorldModel | None = None,
         step_limit: int | None = None,
     ) -> None:
-        if world not in STEP_LIMITS:
-            raise ValueError(f"world must be one of {', '.join(STEP_LIMITS)}, got {world!r}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
         self.model = load_model(checkpoint, device) if model is None else model
         if world not in self.model.worlds:
             raise ValueError(
-                f"world must be one that the model knows ({', '.join(self.model.worlds)}), got {world!r}"
+                f"world must be one of {', '.join(self.model.worlds)}, which the model knows, got {world!r}"
             )
         self.world, self.render_mode = world, render_mode
         self.height, self.width = height or self.model.height, width or self.model.width
         self.frames_per_step = self.model.frames_per_step
-        self.action_size = self.model.action_size(world)
-        self.step_limit = checked_limit(step_limit) or STEP_LIMITS[world]
+        origin = self.model.origins.get(world)
+        self.wordless = origin is not None and not origin.prompted
+        own_limit = origin.step_limit if origin else STEP_LIMITS.get(world)
+        self.step_limit = checked_limit(step_limit) or own_limit or float("inf")
+        if origin is not None:
+            self.metadata = {**self.metadata, "render_fps": round(1 / origin.time_step_s, 3)}
         self.observation_space = spaces.Box(0, 255, (self.height, self.width, 3), np.uint8)
-        self.action_space = spaces.Box(-1.0, 1.0, (self.action_size,), np.float32)
+        self.action_space = (
+            from_values(origin.action_space)
+            if origin
+            else spaces.Box(-1.0, 1.0, (self.model.action_size(world),), np.float32)
+        )
         self._dream: State | None = None
 
     def reset(
@@ -146,6 +156,7 @@ class Dream(gymnasium.Env):
         options = checked_options(options)
         image = options.get("image")
         images = None if image is None else checked_image(image, self.height, self.width)[None]
+        self.check_prompt(options.get("prompt"))
         self._prompt, dream_seed = drawn_start(self.np_random, self.world, options.get("prompt"))
         self._dream, frames, uncertainty = self.model.start(
             [self._prompt], self.world, [dream_seed], height=self.height, width=self.width, images=images
@@ -153,15 +164,15 @@ class Dream(gymnasium.Env):
         self._frame, self._step_count, self._over = frames[0, -1], 0, False
         return self._frame.copy(), self.info(self._prompt, frames[0], float(uncertainty[0]))
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """One control step of 0.1 s: `frames_per_step` new frames, of which the last is the observation.
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One control step: `frames_per_step` new frames, of which the last is the observation.
 
         Raises:
-            ValueError: the action is not `action_size` finite numbers in [-1, 1], or reset was not called.
+            ValueError: the action is not in the action space, or reset was not called.
         """
         if self._dream is None:
             raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
-        actions = self.checked_actions(np.array(action, np.float32, order="C")[None])
+        actions = self.checked_actions([action])
         self._dream, frames, reward, terminated, uncertainty = self.model.step(self._dream, actions)
         self._frame = frames[0, -1]
         self._step_count += 1
@@ -170,16 +181,14 @@ class Dream(gymnasium.Env):
         self._over = bool(terminated[0]) or cut
         return self._frame.copy(), float(reward[0]), bool(terminated[0]), cut, info
 
-    def checked_actions(self, actions: np.ndarray) -> Float[np.ndarray, "n a"]:
+    def checked_actions(self, actions: Iterable[Any]) -> Float[np.ndarray, "n a"]:
         """Actions as the model takes them. Raises ValueError unless all are in the action space."""
-        if actions.shape[1:] != (self.action_size,):
-            raise ValueError(f"action must have shape ({self.action_size},), got {actions.shape[1:]}")
-        for action in actions:
-            if not (np.isfinite(action).all() and (abs(action) <= 1.0).all()):
-                raise ValueError(
-                    f"action must be finite and in [-1, 1], got {action.tolist()}; clip it before step"
-                )
-        return actions
+        return np.stack([to_vector(self.action_space, action) for action in actions])
+
+    def check_prompt(self, prompt: str | None) -> None:
+        """Raises ValueError for words to a world that was recorded without any."""
+        if prompt is not None and self.wordless:
+            raise ValueError(f"prompt must be left out: {self.world} was recorded without words")
 
     def render(self) -> np.ndarray | None:
         """The current picture."""
@@ -224,12 +233,14 @@ class Dream(gymnasium.Env):
         state = self.save_state()
         return [replace(state) for _ in range(n)]
 
-    def info(self, prompt: str, frames: UInt8[np.ndarray, "f h w 3"], uncertainty: float) -> dict[str, Any]:
+    def info(
+        self, prompt: str | None, frames: UInt8[np.ndarray, "f h w 3"], uncertainty: float
+    ) -> dict[str, Any]:
         """What `reset` and `step` tell beside the observation."""
         padded = np.zeros((self.frames_per_step, self.height, self.width, 3), np.uint8)
         padded[: len(frames)] = frames
         return {
-            "prompt": prompt,
+            "prompt": prompt or "",
             "frames": padded,
             "frame_count": len(frames),
             "uncertainty": uncertainty,

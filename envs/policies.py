@@ -1,27 +1,30 @@
 """Policies that need no learning: random smooth actions, and one script per reference world for recording.
 
 A policy is made for one episode from the reset env and a generator, and is then called once per step:
-`policy()` is the next action in [-1, 1]. Scripts read the reference world's exact state, which no agent sees.
+`policy()` is the next action, in the env's own space. Scripts read the reference world's exact state, which
+no agent sees.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 import numpy as np
 
+from envs.action_spaces import REPEAT, draw_choice, from_unit
 from envs.lab import Lab
-from envs.mujoco_world import CONTROL_STEP_S
+from envs.mujoco_world import CONTROL_STEP_S, MujocoWorld
 from envs.room import PUSH_RANGE_M, YAW_DEG_S, Room
 from envs.scenes import ROOM_HALF_M
 
-Policy = Callable[[], np.ndarray]
+Policy = Callable[[], Any]
 
 HOLD_STEPS = (4, 14)
 SMOOTHING = 0.45
 
 
 def smooth(env: gymnasium.Env, rng: np.random.Generator, scale: float = 1.0) -> Policy:
-    """Random targets, each held for a while and approached smoothly; reaches the whole action range."""
+    """Random targets in [-1, 1], each held for a while and approached smoothly; reaches the whole range."""
     size = int(np.prod(env.action_space.shape or ()))
     target, action, left = np.zeros(size), np.zeros(size), 0
 
@@ -33,6 +36,22 @@ def smooth(env: gymnasium.Env, rng: np.random.Generator, scale: float = 1.0) -> 
         left -= 1
         action = action + SMOOTHING * (target - action)
         return np.clip(action, -1, 1).astype(np.float32)
+
+    return act
+
+
+def random(env: gymnasium.Env, rng: np.random.Generator) -> Policy:
+    """Smooth in a box (from bound to bound); of choices, a random one each time, or often the last again."""
+    space = env.action_space
+    if isinstance(space, gymnasium.spaces.Box):
+        box, move = space, smooth(env, rng)
+        return lambda: from_unit(box, move())
+    action = draw_choice(space, rng)
+
+    def act() -> Any:
+        nonlocal action
+        action = action if rng.random() < REPEAT else draw_choice(space, rng)
+        return action
 
     return act
 
@@ -131,4 +150,9 @@ def scripted(env: gymnasium.Env, rng: np.random.Generator) -> Policy:
     )
 
 
-POLICIES = {"random": smooth, "scripted": scripted}
+POLICIES = {"random": random, "scripted": scripted}
+
+
+def usual_policy(env: gymnasium.Env) -> str:
+    """The policy to record an env with where none is named: the world's script if it has one."""
+    return "scripted" if isinstance(env.unwrapped, MujocoWorld) else "random"

@@ -1,4 +1,7 @@
-"""`orrery record`: any Gymnasium env with image observations -> episodes on disk, in parallel and resumable.
+"""`orrery record`: any Gymnasium env -> episodes on disk, in parallel and resumable.
+
+Frames are the env's pictures, or where it observes something else, what it renders (`envs/film.py`); actions
+are kept as vectors in [-1, 1] (`envs/action_spaces.py`), with the env's own action space beside them.
 
 An episode's seed is its name: its file exists exactly when it is whole, so a killed recording goes on where
 it was.
@@ -9,7 +12,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +22,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-import envs
-from envs.policies import POLICIES
+from envs.action_spaces import to_vector
+from envs.film import make_filmed, nature
+from envs.policies import POLICIES, usual_policy
 from simulator.clips import HELD_OUT_SEED, Episode, episode_path, write_episode
 
 INDEX_NAME = "episodes.jsonl"
@@ -38,13 +42,13 @@ class Recording:
     width: int | None
     depth: bool = False
     options: dict[str, Any] | None = None
+    env_options: dict[str, Any] = field(default_factory=dict)
     frames_per_step: int | None = None
 
     def make(self) -> gymnasium.Env:
         """The env, with the picture size and the frames of a control step where they are asked for."""
-        asked = {"height": self.height, "width": self.width, "frames_per_step": self.frames_per_step}
-        keywords = {name: value for name, value in asked.items() if value is not None}
-        return gymnasium.make(self.env_id, disable_env_checker=True, **keywords)
+        held = {} if self.frames_per_step is None else {"frames_per_step": self.frames_per_step}
+        return make_filmed(self.env_id, {**self.env_options, **held}, self.height, self.width)
 
 
 def _versions() -> dict[str, str]:
@@ -55,19 +59,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def check_image_env(env: gymnasium.Env, env_id: str) -> None:
-    """Raise ValueError unless observations are uint8 pictures and actions a box in [-1, 1]."""
-    space, actions = env.observation_space, env.action_space
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 3 or space.dtype != np.uint8:
-        raise ValueError(
-            f"record needs uint8 observations of shape (H, W, 3), {env_id} has {space}; wrap the env"
-        )
-    if space.shape[2] != 3:
-        raise ValueError(f"record needs RGB pictures, {env_id} has {space.shape[2]} channels; wrap the env")
-    if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
-        raise ValueError(f"record needs a Box action of one axis, {env_id} has {actions}; wrap the env")
 
 
 def shown(observation: np.ndarray, info: dict[str, Any]) -> list[np.ndarray]:
@@ -99,7 +90,7 @@ def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
         action = act()
         observation, reward, over, cut, info = env.step(action)
         frames += shown(observation, info)
-        actions.append(action)
+        actions.append(to_vector(env.action_space, action))
         rewards.append(reward)
         terminated.append(over)
         known += truth(env, info, recording.depth)
@@ -122,7 +113,12 @@ def play(env: gymnasium.Env, recording: Recording, seed: int) -> Episode:
         c2w=None if c2w is None else c2w.astype(np.float32),
         states=None if states is None else states.astype(np.float32),
         depth=None if depth is None else depth.astype(np.float16),
-        metadata={"scene": scene, "policy": recording.policy, "versions": _versions()},
+        metadata={
+            "scene": scene,
+            "policy": recording.policy,
+            "versions": _versions(),
+            "env": nature(env),
+        },
     )
 
 
@@ -175,7 +171,7 @@ def record(
     env_id: Annotated[str, tyro.conf.Positional],
     episodes: int,
     out: Path,
-    policy: str = "scripted",
+    policy: str | None = None,
     steps: int = 48,
     seed: int = 0,
     height: int | None = None,
@@ -183,36 +179,43 @@ def record(
     workers: int | None = None,
     held_out: bool = False,
     frames_per_step: int | None = None,
+    env_options: dict[str, int | float | bool | str] | None = None,
 ) -> int:
-    """Record episodes of any Gymnasium env with image observations; run it again to go on after a kill.
+    """Record episodes of any Gymnasium env; run it again to go on after a kill.
+
+    Frames are the env's observations where these are pictures, else what it renders, resized by averaging
+    areas.
 
     Args:
         env_id: a registered id such as orrery/Room-v0, or module:id.
         episodes: how many episodes the folder shall hold, with seeds seed, seed + 1, ...
         out: folder for ep_SEED.zarr.zip files and episodes.jsonl.
-        policy: scripted (reference worlds only) or random.
+        policy: scripted (reference worlds only) or random; the first that the env has where left out.
         steps: control steps per episode at most.
         seed: the first episode's seed.
-        height: picture height in pixels; the env's own where left out.
-        width: picture width in pixels; the env's own where left out.
+        height: picture height in pixels; where left out the env's own, or 64 of what it renders.
+        width: picture width in pixels; where left out the env's own, or 64 of what it renders.
         workers: processes; one per core where left out.
         held_out: allow seeds of 900,000,000 and above, which are kept for evaluation; store depth too.
-        frames_per_step: video frames that each action is held for (1, 2 or 4); the env's own where left out.
+        frames_per_step: video frames that each action is held for (1, 2 or 4; Orrery's own worlds only).
+        env_options: keywords of the env itself, such as `width 128 height 128` to render Reacher-v5 faster.
     """
     _check(episodes, steps, policy, seed, held_out, workers)
-    recording = Recording(env_id, str(out), policy, steps, height, width, held_out, None, frames_per_step)
-    try:
-        with recording.make() as env:
-            check_image_env(env, env_id)
-    except gymnasium.error.Error as error:
-        raise ValueError(
-            f"env id {env_id!r} is not known ({error}); for example {envs.__name__}:orrery/Room-v0"
-        ) from error
-    except TypeError as error:
-        raise ValueError(
-            f"{env_id} does not take this picture size ({error}); "
-            "leave out --height, --width and --frames-per-step"
-        ) from error
+    recording = Recording(
+        env_id,
+        str(out),
+        policy or "",
+        steps,
+        height,
+        width,
+        depth=held_out,
+        env_options=env_options or {},
+        frames_per_step=frames_per_step,
+    )
+    with recording.make() as env:
+        recording = replace(recording, policy=policy or usual_policy(env))
+        env.reset(seed=seed)
+        POLICIES[recording.policy](env, np.random.default_rng(seed))  # better known now than in a worker
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".ep_*.partial"):
         if time.time() - leftover.stat().st_mtime > 600:
@@ -232,7 +235,9 @@ def record(
     return 0
 
 
-def _check(episodes: int, steps: int, policy: str, seed: int, held_out: bool, workers: int | None) -> None:
+def _check(
+    episodes: int, steps: int, policy: str | None, seed: int, held_out: bool, workers: int | None
+) -> None:
     for name, value in (
         ("episodes", episodes),
         ("steps", steps),
@@ -240,7 +245,7 @@ def _check(episodes: int, steps: int, policy: str, seed: int, held_out: bool, wo
     ):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    if policy not in POLICIES:
+    if policy is not None and policy not in POLICIES:
         raise ValueError(f"--policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     if seed < 0:
         raise ValueError(f"--seed must not be negative, got {seed}")

@@ -12,8 +12,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from envs.film import make_filmed
 from envs.policies import POLICIES
-from envs.record import check_image_env, shown
+from envs.record import shown
 from simulator.video import write_video
 
 DREAM = "Dream-v0"
@@ -29,8 +30,7 @@ def _make(
     frames_per_step: int | None,
 ) -> Any:
     """The env, with the keywords that were given."""
-    keywords: dict[str, Any] = {"height": height, "width": width, "checkpoint": checkpoint, "world": world}
-    keywords["frames_per_step"] = frames_per_step
+    keywords: dict[str, Any] = {"checkpoint": checkpoint, "world": world, "frames_per_step": frames_per_step}
     keywords = {name: value for name, value in keywords.items() if value is not None}
     if not env_id.endswith(DREAM):
         for name in ("checkpoint", "world"):
@@ -38,10 +38,7 @@ def _make(
                 raise ValueError(f"--{name} is for orrery/Dream-v0 only, got it with {env_id}; leave it out")
     elif frames_per_step is not None:
         raise ValueError("--frames-per-step of a dream is its checkpoint's time factor; leave it out")
-    try:
-        return gymnasium.make(env_id, disable_env_checker=True, **keywords)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"env id {env_id!r} is not known ({error}); for example orrery/Room-v0") from error
+    return make_filmed(env_id, keywords, height, width)
 
 
 def _episode(
@@ -88,7 +85,7 @@ def rollout(
         episodes: how many, with seeds seed, seed + 1, ...
         out: folder for the videos and returns.json.
         checkpoint: the dream's weights: default, a folder, or models:/NAME/VERSION.
-        world: which world to dream: Room, Orbit or Lab.
+        world: which world to dream: Room, Orbit, Lab, or one that the checkpoint was trained on.
         prompt: what is to be seen; drawn from the seed where left out.
         steps: control steps per episode at most; the world's own limit where left out.
         seed: the first episode's seed.
@@ -106,7 +103,6 @@ def rollout(
     options = None if prompt is None else {"prompt": prompt}
     results = []
     with _make(env_id, checkpoint, world, height, width, frames_per_step) as env:
-        check_image_env(env, env_id)
         fps = env.metadata.get("render_fps", 10) * getattr(env.unwrapped, "frames_per_step", 1)
         for number in tqdm(range(seed, seed + episodes), desc=env_id, unit="ep"):
             result = _episode(env, policy, number, options, steps)

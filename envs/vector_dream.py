@@ -61,7 +61,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [seeding.np_random()[0] for _ in range(num_envs)]
-        self._prompts = [""] * num_envs
+        self._prompts: list[str | None] = [None] * num_envs
         self._frames = np.zeros(self.observation_space.shape or (), np.uint8)
         self._step_counts = np.zeros(num_envs, int)
         self._over = np.zeros(num_envs, bool)
@@ -93,9 +93,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         infos = self._begin(np.flatnonzero(mask), prompts, images, {})
         return self._frames.copy(), infos
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One control step of every row, then a fresh start for the rows whose turn it is.
 
         Raises:
@@ -104,10 +102,9 @@ class VectorDream(gymnasium.vector.VectorEnv):
         """
         if self._dreams is None:
             raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
-        given = np.array(actions, np.float32, order="C")
-        if len(given) != self.num_envs:
-            raise ValueError(f"actions must be one a row ({self.num_envs}), got {len(given)}")
-        checked = self.single.checked_actions(given)
+        if len(actions) != self.num_envs:
+            raise ValueError(f"actions must be one a row ({self.num_envs}), got {len(actions)}")
+        checked = self.single.checked_actions(actions)
         resets = self._over.copy()
         if resets.any() and self.autoreset_mode == AutoresetMode.DISABLED:
             raise ValueError(
@@ -212,6 +209,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
             raise ValueError(f"prompt must be one text or one a row ({self.num_envs}), got {len(prompts)}")
         for own in prompts:
             checked_options({**options, "prompt": own})
+            self.single.check_prompt(own)
         if image is None:
             return prompts, None
         each = image if isinstance(image, np.ndarray) and image.ndim == 4 else [image] * self.num_envs

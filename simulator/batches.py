@@ -9,7 +9,7 @@ Episodes of several picture sizes make batches of one size each, all of about as
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -196,6 +196,14 @@ def moving_cameras(data: LatentEpisodes, episode: int) -> bool:
     return bool((~c2w.isnan()).all() and (c2w - c2w[:1]).abs().max() > 1e-3)
 
 
+def fitting(training: WorldTraining, data: LatentEpisodes) -> WorldTraining:
+    """The training without sweeps and shots where no camera moves: rollouts take their place."""
+    some = [int(found[0]) for found in map(data.of_world, data.worlds) if len(found)]
+    if any(moving_cameras(data, episode) for episode in some):
+        return training
+    return replace(training, sweep_share=0.0, shots_share=0.0)
+
+
 def tokens_in(data: LatentEpisodes) -> int:
     return data.latents.shape[-1] * data.latents.shape[-2]
 
@@ -236,7 +244,7 @@ def text_room(data: LatentEpisodes) -> int:
     """Prompt tokens that any window may need, shots included, rounded up so that shapes stay few."""
     longest = max(len(data.text[row]) for rows in data.captions for row in rows)
     naming = max(len(data.text[rows[0]]) for rows in data.captions)
-    return -(-(longest + (SHOTS - 1) * naming) // 8) * 8
+    return max(8, -(-(longest + (SHOTS - 1) * naming) // 8) * 8)
 
 
 def _conditions(

@@ -51,7 +51,7 @@ def calibrations(model: WorldModel, world: str, episodes: list[Episode]) -> list
     for start in range(0, len(episodes), BATCH):
         rows = episodes[start : start + BATCH]
         state, _, _ = model.start(
-            [e.prompt for e in rows],
+            [e.prompt or None for e in rows],
             world,
             [e.seed for e in rows],
             images=np.stack([e.frames[0] for e in rows]),

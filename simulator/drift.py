@@ -54,7 +54,7 @@ def drifts(
     cost: dict[int, float] = {}
     first = np.stack([e.frames[0] for e in episodes])
     state, video, _ = model.start(
-        [e.prompt for e in episodes], world, [e.seed for e in episodes], images=first
+        [e.prompt or None for e in episodes], world, [e.seed for e in episodes], images=first
     )
     recent, times = [video[:, -1]], []
     for k in tqdm(range(max(steps)), desc=f"drifting in {world}", mininterval=2):

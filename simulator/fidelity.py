@@ -62,7 +62,9 @@ def dream(
     """Roll out from each episode's first frame and prompt under the given actions."""
     first = np.stack([episode.frames[0] for episode in episodes])
     seeds = [episode.seed for episode in episodes]
-    state, frames, _ = model.start([episode.prompt for episode in episodes], world, seeds, images=first)
+    state, frames, _ = model.start(
+        [episode.prompt or None for episode in episodes], world, seeds, images=first
+    )
     found = [frames]
     for step in range(actions.shape[1]):
         state, frames, *_ = model.step(state, actions[:, step])

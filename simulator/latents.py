@@ -18,19 +18,21 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras, rigid_inverse
 from simulator.clips import Episode, read_episode, read_frames, training_episodes
 from simulator.optim import fast_precision
+from simulator.origin import Origin, check_same, origin_of
 from simulator.text import embed
 from simulator.tokenizer import Tokenizer
 from simulator.video import to_unit
 
 
 def world_name(env_id: str) -> str:
-    """`orrery/Room-v0` -> `Room`."""
-    return env_id.split("/")[-1].split("-v")[0]
+    """`orrery/Room-v0` -> `Room`, `CartPole-v1` -> `CartPole`."""
+    return env_id.split(":")[-1].split("/")[-1].split("-v")[0]
 
 
 def encode_episode(path: Path, tokenizer: Tokenizer, version: str) -> Float[np.ndarray, "n c y x"]:
@@ -68,6 +70,7 @@ class LatentEpisodes:
     action_sizes: dict[str, int]
     height: int
     width: int
+    origins: dict[str, Origin]  # of the worlds whose recordings say
 
     @property
     def episodes(self) -> int:
@@ -91,23 +94,29 @@ def load_latents(
 ) -> tuple[LatentEpisodes, ...]:
     """Read, and encode where needed, every episode under `data` that may be trained on (held-out seeds may
     not; `choose` asks for others). One entry for each picture size, that with the most rows first; all share
-    worlds and captions."""
+    worlds and captions. Actions are padded to `action_width`, or to the widest."""
     names: dict[str, int] = {}  # a world's actions
     sizes: dict[tuple[int, int], _Rows] = defaultdict(_Rows)
     phrases: dict[str, int] = {}
+    firsts: dict[str, Episode] = {}
     for path in tqdm(choose(data), desc="encoding episodes", unit="ep", mininterval=5):
         episode = read_episode(path)
         latents = encode_episode(path, tokenizer, version)
         name = world_name(episode.env_id)
+        check_same(name, path, episode, firsts.setdefault(name, episode))
         names[name] = episode.actions.shape[1]
         rows = sizes[episode.frames.shape[1], episode.frames.shape[2]]
-        for key, value in _rows(episode, latents, tokenizer.config.time_factor, action_width, path).items():
+        for key, value in _rows(episode, latents, tokenizer.config.time_factor, path).items():
             rows.parts[key].append(torch.from_numpy(value))
         rows.worlds.append(name)
         words = list(dict.fromkeys(episode.captions or [episode.prompt]))
         rows.captions.append([phrases.setdefault(word, len(phrases)) for word in words])
     order = sorted(names)
-    text = [e.half() for e in embed(list(phrases), progress=True)]
+    origins = _scaled_rewards(firsts, phrases, list(sizes.values()))
+    width = max(action_width, *names.values())
+    for rows in sizes.values():
+        rows.parts["actions"] = [pad(a, (0, width - a.shape[1])) for a in rows.parts["actions"]]
+    text = [e.half() if word else e[:0] for word, e in zip(phrases, embed(list(phrases), True), strict=True)]
     found = [
         LatentEpisodes(
             **{key: torch.cat(value) for key, value in rows.parts.items()},
@@ -117,10 +126,11 @@ def load_latents(
             text=text,
             worlds=tuple(order),
             action_sizes=names,
-            height=height,
-            width=width,
+            height=size[0],
+            width=size[1],
+            origins=origins,
         )
-        for (height, width), rows in sizes.items()
+        for size, rows in sizes.items()
     ]
     return tuple(sorted(found, key=lambda bucket: -len(bucket.latents)))
 
@@ -134,15 +144,27 @@ class _Rows:
     captions: list[list[int]] = field(default_factory=list)
 
 
-def _rows(
-    episode: Episode, latents: np.ndarray, factor: int, action_width: int, path: Path
-) -> dict[str, np.ndarray]:
+def _scaled_rewards(
+    firsts: dict[str, Episode], phrases: dict[str, int], sizes: list[_Rows]
+) -> dict[str, Origin]:
+    """The origin of every world that has one; its rewards are scaled in place."""
+    silent = phrases.get("")
+    origins = {}
+    for name, first in firsts.items():
+        found = [(rows, k) for rows in sizes for k, world in enumerate(rows.worlds) if world == name]
+        prompted = any(rows.captions[k] != [silent] for rows, k in found)
+        origin = origin_of(first, prompted, [rows.parts["rewards"][k][1:].numpy() for rows, k in found])
+        if origin is None:
+            continue
+        origins[name] = origin
+        for rows, k in found:
+            rows.parts["rewards"][k] = rows.parts["rewards"][k] / origin.reward_scale
+    return origins
+
+
+def _rows(episode: Episode, latents: np.ndarray, factor: int, path: Path) -> dict[str, np.ndarray]:
     """One episode as rows of latent steps."""
-    steps, width = episode.actions.shape
-    if width > action_width:
-        raise ValueError(
-            f"{path} has actions of width {width}, the model takes {action_width}; raise action_width"
-        )
+    steps = len(episode.actions)
     if steps + 1 != len(latents):
         raise ValueError(
             f"{path} has {steps} actions and {len(latents)} latent steps; "
@@ -153,7 +175,7 @@ def _rows(
         K, c2w = np.full((3, 3), np.nan), np.full((len(episode.frames), 4, 4), np.nan)
     return {
         "latents": latents,
-        "actions": np.pad(episode.actions.astype(np.float32), ((1, 0), (0, action_width - width))),
+        "actions": np.pad(episode.actions.astype(np.float32), ((1, 0), (0, 0))),
         "rewards": np.pad(episode.rewards.astype(np.float32), (1, 0)),
         "terminated": np.pad(episode.terminated.astype(np.float32), (1, 0)),
         "c2w": c2w[::factor].astype(np.float32),

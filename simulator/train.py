@@ -29,6 +29,7 @@ from simulator.batches import (
     TRAININGS,
     Batch,
     WorldTraining,
+    fitting,
     make_batch,
     text_room,
     tokens_in,
@@ -139,6 +140,7 @@ def save(
             "world_model": asdict(config),
             "transformer": asdict(ema.config),
             "tokenizer": tokenizer["tokenizer"],
+            "origins": {name: asdict(origin) for name, origin in data.origins.items()},
             "made": {
                 "tokenizer": tokenizer["made"],
                 "episodes": sum(bucket.episodes for bucket in buckets),
@@ -154,21 +156,23 @@ def save(
 
 def preview(out: Path, model: WorldModel, data: LatentEpisodes, tokenizer: Tokenizer, run: Run) -> None:
     """A video with four recorded clips above and the dreams that their first frames and actions lead to
-    below."""
+    below; none of a world without episodes that long."""
     columns, fps = [], model.frames_per_step / model.time_step_s
     for name in data.worlds:
         for episode in data.of_world(name, PREVIEW_FRAMES)[:2]:
             rows = slice(data.starts[episode], data.starts[episode] + PREVIEW_FRAMES)
             truth = to_uint8(tokenizer.decode(data.latents[rows][None].float()))[0]
             actions = data.actions[rows][1:, : data.action_sizes[name]].numpy()
-            state, first, _ = model.start(["a clip"], name, [0], images=truth[:1])
+            silent = name in data.origins and not data.origins[name].prompted
+            state, first, _ = model.start([None if silent else "a clip"], name, [0], images=truth[:1])
             frames = [first[0]]
             for action in actions:
                 state, new, *_ = model.step(state, action[None])
                 frames.append(new[0])
             dream = np.concatenate(frames)
             columns.append(np.concatenate([truth, dream], axis=1))
-    run.artifact(write_video(out / "preview.mp4", np.concatenate(columns, axis=2), fps, scale=2))
+    if columns:
+        run.artifact(write_video(out / "preview.mp4", np.concatenate(columns, axis=2), fps, scale=2))
 
 
 def train(
@@ -247,6 +251,7 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
         print(needed, flush=True)
     check_fits(needed, free_bytes(where, processes), job.recomputed)
     buckets = load_together(job, encoder, processes)
+    job = fitted(job, buckets[0])
     learner = start(job, where, processes)
     if resume:
         load_run(saved, learner, processes)
@@ -254,7 +259,7 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
         shutil.rmtree(saved, ignore_errors=True)
     job.out.mkdir(parents=True, exist_ok=True)
     with tracked_run("orrery-world", job.out.name, track and processes.first) as run:
-        run.params({**asdict(training), **asdict(config), "processes": processes.count})
+        run.params({**asdict(job.training), **asdict(job.config), "processes": processes.count})
         fit(
             learner,
             buckets,
@@ -264,6 +269,13 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
             lambda averages: keep(learner, averages, job, encoder, buckets, run, processes),
         )
     return 0
+
+
+def fitted(job: Job, data: LatentEpisodes) -> Job:
+    """The job with room for the data's worlds and actions, and without batches that the data cannot fill."""
+    room, worlds = data.actions.shape[1], max(job.config.worlds, 1 + len(data.worlds))
+    config = replace(job.config, action_width=room, worlds=worlds)
+    return replace(job, config=config, training=fitting(job.training, data))
 
 
 def load_together(job: Job, encoder: Tokenizer, processes: Processes) -> tuple[LatentEpisodes, ...]:
@@ -299,7 +311,7 @@ def keep(
         file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), **averages}) + "\n")
     episodes = buckets[0]
     config = WorldModelConfig(episodes.worlds, episodes.action_sizes, episodes.height, episodes.width)
-    preview(out, WorldModel(config, encoder, average), episodes, encoder, run)
+    preview(out, WorldModel(config, encoder, average, episodes.origins), episodes, encoder, run)
 
 
 def fit(

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from simulator.canvas import Canvas
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
 from simulator.flow import Levels, add_noise
+from simulator.origin import Origin
 from simulator.sampling import denoise, guided, row_noise
 from simulator.state import State, rows, stacked, visible
 from simulator.text import check_prompt, embed_one, pad
@@ -68,8 +69,15 @@ class VideoModel(Protocol):
 
 
 class WorldModel:
-    def __init__(self, config: WorldModelConfig, tokenizer: Tokenizer, transformer: Transformer):
+    def __init__(
+        self,
+        config: WorldModelConfig,
+        tokenizer: Tokenizer,
+        transformer: Transformer,
+        origins: dict[str, Origin] | None = None,
+    ):
         self.config = config
+        self.origins = origins or {}  # of the worlds that were recorded from other envs
         self.tokenizer, self.transformer = tokenizer.eval(), transformer.eval()
         self.worlds = config.worlds
         self.height, self.width, self.time_step_s = config.height, config.width, config.time_step_s
@@ -96,7 +104,11 @@ class WorldModel:
         transformer = Transformer(as_config(TransformerConfig, values["transformer"], folder / CONFIG))
         load_weights(folder / WEIGHTS, transformer)
         transformer.to(device).requires_grad_(False)
-        return WorldModel(config, load_tokenizer(folder, device), transformer)
+        origins = {
+            name: as_config(Origin, value, folder / CONFIG)
+            for name, value in values.get("origins", {}).items()
+        }
+        return WorldModel(config, load_tokenizer(folder, device), transformer, origins)
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +131,8 @@ class WorldModel:
 
     def with_config(self, **changes: float | int) -> WorldModel:
         """The same weights under other settings (sampler_steps, context_noise)."""
-        return WorldModel(dataclasses.replace(self.config, **changes), self.tokenizer, self.transformer)
+        config = dataclasses.replace(self.config, **changes)
+        return WorldModel(config, self.tokenizer, self.transformer, self.origins)
 
     # --- conditions
 
@@ -348,10 +361,16 @@ class WorldModel:
         return (
             dataclasses.replace(state, decoder=decoder),
             to_uint8(video),
-            seen.reward[:, 0].cpu().numpy(),
+            seen.reward[:, 0].cpu().numpy() * self._reward_scales(state),
             terminated,
             np.sqrt(doubts).astype(np.float32),
         )
+
+    def _reward_scales(self, state: State) -> Float[np.ndarray, " b"]:
+        """What each row's learned reward is multiplied with."""
+        names = [self.worlds[world - 1] for world in state.world.tolist()]
+        scales = [self.origins[name].reward_scale if name in self.origins else 1.0 for name in names]
+        return np.array(scales, np.float32)
 
     def _step_conditions(self, state: State, actions: Float[Tensor, "b 1 a"] | None) -> Conditions:
         b, device = len(state.seeds), self.device

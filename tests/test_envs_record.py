@@ -77,8 +77,9 @@ def test_policies_stay_in_the_action_space(world, policy):
         ({"episodes": 0}, "--episodes"),
         ({"workers": 0}, "--workers"),
         ({"env_id": "envs:orrery/Sea-v0"}, "env id"),
-        ({"env_id": "CartPole-v1", "height": None, "width": None}, "uint8 observations"),
-        ({"env_id": "CartPole-v1"}, "picture size"),
+        ({"env_id": "CartPole-v1", "policy": "scripted"}, "random"),
+        ({"env_options": {"colour": 1}}, "does not take"),
+        ({"height": 0}, "--height"),
     ],
 )
 def test_bad_requests_are_named_in_one_line(changes, words, tmp_path):

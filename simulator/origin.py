@@ -1,0 +1,47 @@
+"""What a world model keeps of the env that a world was recorded from, so that its dream can be that env."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator.clips import Episode
+
+
+@dataclass(frozen=True)
+class Origin:
+    action_space: dict[str, Any]  # as plain values, which `envs/action_spaces.py` reads and writes
+    step_limit: int | None  # control steps in an episode; None: it never ends by itself
+    time_step_s: float
+    prompted: bool  # whether its episodes came with words
+    reward_scale: float  # learned rewards are the env's over this
+
+
+NATURE = ("action_space", "step_limit", "time_step_s")
+
+
+def check_same(world: str, path: Path, episode: Episode, first: Episode) -> None:
+    """Raises ValueError if two episodes of one world come from envs that are stepped differently."""
+    here, there = (e.metadata.get("env", {}) for e in (episode, first))
+    for name in NATURE if here and there else ():
+        if here[name] != there[name]:
+            raise ValueError(
+                f"{path}: {name} of world {world} is {here[name]}, other episodes have {there[name]}; "
+                "train on recordings of one version of the env"
+            )
+
+
+def origin_of(first: Episode, prompted: bool, rewards: Iterable[np.ndarray]) -> Origin | None:
+    """A world's origin from one of its episodes and all their rewards; None where nothing was written down.
+
+    Large rewards are learned at a root mean square of 1, so that they do not drown the pictures.
+    """
+    values = first.metadata.get("env")
+    if values is None:
+        return None
+    scale = max(1.0, float(np.sqrt((np.concatenate(list(rewards)) ** 2).mean())))
+    return Origin(**{name: values[name] for name in NATURE}, prompted=prompted, reward_scale=scale)

@@ -85,6 +85,11 @@ class Canvas:
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
+    def determined(self) -> bool:
+        """Whether frames are known and actions or cameras lead on from them, which leaves little open."""
+        return bool(self.held.any()) and (self.actions is not None or self.cameras is not None)
+
+    @property
     def held(self) -> Bool[np.ndarray, " n"]:
         return self.start_level == HELD
 

@@ -284,6 +284,9 @@ def evaluate(
         Path | None, tyro.conf.arg(help="also write a picture, truth above dream, to this .png")
     ] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps, instead of the checkpoint's")] = None,
+    averaging: Annotated[
+        bool, tyro.conf.arg(help="go to the mean of what may come: higher PSNR, blurred further on")
+    ] = False,
     device: str = "cpu",
 ) -> int:
     """Held-out fidelity: dreams against true continuations, beside copying the first frame."""
@@ -293,6 +296,8 @@ def evaluate(
     if image is not None and table != "fidelity":
         raise ValueError(f"--image goes with --table fidelity, not with {table}")
     model = WorldModel.load(checkpoint, device)
+    if averaging:
+        model = model.averaging()
     if steps is not None:
         model = model.with_config(sampler_steps=steps)
     if table == "fidelity":

@@ -50,13 +50,15 @@ class WorldModelConfig:
     height: int  # of the pictures it was trained on
     width: int
     time_step_s: float = 0.1  # one control step
-    sampler_steps: int = 4  # network calls for one latent step
+    sampler_steps: int = 4  # network calls for one latent step of a rollout
+    clip_steps: int = 16  # network calls for a whole canvas
     schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
-    large_steps: bool = False  # whether the network is told how far the sampler steps
+    large_steps: bool = False  # whether the network is told how far a rollout's sampler steps
     commit: bool = True  # a network call of its own keeps each latent step; else the sampler's last is kept
 
 
+DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
 DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the next
 
 
@@ -119,15 +121,19 @@ class WorldModel:
         return self.tokenizer.config.time_factor
 
     def steps_for(self, canvas: Canvas) -> int:
-        """Sampler steps of a canvas where none are asked for. Known frames leave little open: few steps,
-        densely near clean, as in a rollout."""
-        return self.config.sampler_steps * (1 if canvas.held.any() else 4)
+        """Sampler steps of a canvas where none are asked for: few where little is open."""
+        return max(1, self.config.clip_steps // (4 if canvas.determined else 1))
 
     def action_size(self, world: str) -> int:
         """Width of the world's actions. Raises ValueError if this model does not know the world."""
         if world not in self.config.action_sizes:
             raise ValueError(f"world must be one of {', '.join(self.worlds)}, got {world!r}")
         return self.config.action_sizes[world]
+
+    def averaging(self) -> WorldModel:
+        """The same weights, going to the mean of what may come instead of to one of its ways: nearer to any
+        truth, and the further on the more blurred."""
+        return self.with_config(large_steps=False, sampler_steps=2, schedule_power=4.0, commit=False)
 
     def with_config(self, **changes: float | int) -> WorldModel:
         """The same weights under other settings (sampler_steps, context_noise)."""
@@ -215,7 +221,7 @@ class WorldModel:
         """
         y, x = self._check_size(*canvas.frames.shape[1:3])
         steps = steps or self.steps_for(canvas)
-        power = self.config.schedule_power if canvas.held.any() else 1.0
+        power = DETERMINED_POWER if canvas.determined else 1.0
         n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
         self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
         conditions = self._canvas_conditions(canvas, y, x)
@@ -230,10 +236,8 @@ class WorldModel:
 
         def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
             if not guide:
-                return self.transformer(noisy, level, conditions, next_level=self._told(next_level))
-            level, next_level = level.repeat(2, 1), next_level.repeat(2, 1)
-            noisy = noisy.repeat(2, 1, 1, 1, 1)
-            pair = self.transformer(noisy, level, both, next_level=self._told(next_level))
+                return self.transformer(noisy, level, conditions)
+            pair = self.transformer(noisy.repeat(2, 1, 1, 1, 1), level.repeat(2, 1), both)
             return pair._replace(data=guided(pair.data[:1], pair.data[1:], canvas.guidance))
 
         with tqdm(total=steps, desc="generating", disable=not progress, mininterval=1) as bar:
@@ -242,10 +246,6 @@ class WorldModel:
         if canvas.closed:
             video[0] = video[-1]  # as decoded in view of the frames before it
         return video
-
-    def _told(self, next_level: Levels) -> Levels | None:
-        """Where the sampler goes, if the network is to know it: then a step leads where many would."""
-        return next_level if self.config.large_steps else None
 
     def _check_memory(self, tokens: int, frames: int) -> None:
         """Raises ValueError if attention over so many tokens does not fit into free memory."""
@@ -327,7 +327,7 @@ class WorldModel:
             uncertainty = np.zeros(b, np.float32)
         else:
             pull = guidance if any(prompt is not None for prompt in prompts) else 1.0
-            steps = 4 * self.config.sampler_steps
+            steps = self.config.clip_steps
             latents, first, _ = self._new_latents(state, conditions, pull, steps)
             uncertainty = np.sqrt(_expected_error(first), dtype=np.float32)
         state, _ = self._commit(state, conditions, latents)
@@ -392,7 +392,7 @@ class WorldModel:
     def _predict(
         self, state: State, conditions: Conditions, noisy: Tensor, level: Levels, next_level: Levels
     ) -> Prediction:
-        told = self._told(next_level)
+        told = next_level if self.config.large_steps and state.memory is not None else None
         seen, place = visible(state), float(state.frame)
         return self.transformer(noisy, level, conditions, seen, place, state.memory, told)
 

@@ -153,6 +153,7 @@ def _made(recording: Recording, seeds: list[int], workers: int) -> Iterator[dict
     """Record the seeds in spawned processes (OpenGL does not survive a fork)."""
     # One process per core is the parallelism: more threads inside each only get in each other's way.
     quiet = {name: "1" for name in ("LP_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    quiet["SDL_NO_SIGNAL_HANDLERS"] = "1"  # pygame's SDL would keep a worker from being stopped
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
     try:
@@ -165,6 +166,8 @@ def _made(recording: Recording, seeds: list[int], workers: int) -> Iterator[dict
                 os.environ[name] = value
     with pool:
         yield from pool.imap_unordered(_record_one, seeds, chunksize=1)
+        pool.close()  # workers end by themselves
+        pool.join()
 
 
 def record(

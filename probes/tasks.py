@@ -34,7 +34,7 @@ from simulator.world_model import WorldModel
 FRAMES = 16  # in a short clip
 LONG = 64  # steps of a long rollout
 TURN_SEED = 900_000_300  # of the first reference scene that is gone around
-SHOWN_PX = 64  # height of a strip of pictures
+SHOWN_PX, LABEL_PX = 64, 96  # height of a strip of pictures, width of its name
 Pair = tuple[float, float]  # the model's score and the baseline's, of one episode
 
 
@@ -384,7 +384,7 @@ def strip(name: str, shown: list[np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
     frames = clip[np.linspace(0, len(clip) - 1, 8).round().astype(int)]
     width = round(SHOWN_PX * frames.shape[2] / frames.shape[1])
     row = np.concatenate(list(resize(frames, SHOWN_PX, width)), axis=1)
-    label = Image.new("RGB", (SHOWN_PX, SHOWN_PX), "white")
+    label = Image.new("RGB", (LABEL_PX, SHOWN_PX), "white")
     ImageDraw.Draw(label).text((4, SHOWN_PX // 2 - 6), name, fill="black")
     return np.concatenate([np.asarray(label), row], axis=1)
 

@@ -65,7 +65,7 @@ def test_the_shipped_weights_go_through_tasks_and_print_each_beside_its_baseline
         == 0
     )
     picture = read_image(tmp_path / "s.png")  # a label and eight frames; no strip for what was not made
-    assert picture.shape == (64 * (len(names) - 1), 64 + 8 * 96, 3)
+    assert picture.shape == (64 * (len(names) - 1), 96 + 8 * 96, 3)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["task"] for row in rows] == list(names)
     judged = [row for row in rows if row["verdict"] != "cannot judge"]

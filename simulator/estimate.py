@@ -1,8 +1,8 @@
 """What a training step will cost before it is run: parameters, memory and arithmetic, by tracing.
 
-The network and its backward pass run on fake tensors (shapes without numbers): torch's own counter counts the
-products, and hooks count what autograd keeps for the backward pass. So the estimate follows the network's
-code, whatever changes in it, and a model of billions of parameters is traced in seconds on any machine.
+The network and its backward pass run on fake tensors (shapes without numbers): products are counted by
+torch's own formulas, and every tensor is entered when it is made and when it is freed. So the estimate follows
+the network's code, whatever changes in it, and a model of billions of parameters is traced in seconds anywhere.
 """
 
 from __future__ import annotations
@@ -10,20 +10,27 @@ from __future__ import annotations
 import functools
 import math
 import os
+import weakref
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from simulator.batches import WorldTraining
-from simulator.distributed import Processes
+from simulator.distributed import Processes, economise
 from simulator.optim import fast_precision, split_parameters
 from simulator.text import WIDTH
 from simulator.transformer import Conditions, Transformer, TransformerConfig, frame_mask
+
+# of activations, what glibc's heap keeps when they are freed, without and with recomputing: the resident memory
+# of the small preset beside that under a fixed MALLOC_MMAP_THRESHOLD_
+GLIBC_KEEPS = (0.7, 2.0)
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,46 @@ class Traced:
 
     parameters: int
     forward_flop: int
-    total_flop: int  # forward and backward
-    kept_bytes: int  # for the backward pass
-    block_bytes: tuple[int, ...]  # of them, by each block
-    block_input_bytes: int  # what one block is given
+    total_flop: int  # forward and backward, with what is computed again
+    peak_bytes: int  # at the fullest moment, beside weights and gradients
+
+
+class Live(TorchDispatchMode):
+    """While it is on, keeps a list of what is allocated and freed (a storage's number and its bytes, negative
+    when freed), and counts operations as torch's FlopCounterMode does (which keeps tensors alive)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0
+        self.events: list[tuple[int, int]] = []
+        self._known: dict[int, tuple[int, weakref.ref]] = {}  # by address: the storage's number, and itself
+
+    def number_of(self, tensor: Tensor) -> int:
+        """The number of a tensor's storage in `events`; a new one is entered."""
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address not in self._known:
+            number, size = len(self.events), storage.nbytes()
+            self.events.append((number, size))
+
+            def freed(_) -> None:
+                self.events.append((number, -size))
+                del self._known[address]
+
+            self._known[address] = number, weakref.ref(storage, freed)
+        return self._known[address][0]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.flop += count(*args, **(kwargs or {}), out_val=found)
+        tree_map_only(Tensor, self.number_of, found)
+        return found
+
+    def peak(self, without: set[int]) -> int:
+        """The most bytes at once, some storages left out."""
+        sizes = (size for number, size in self.events if number not in without)
+        return max(accumulate(sizes, initial=0))
 
 
 def example(config: TransformerConfig, shape: Shape) -> tuple[Tensor, Tensor, Conditions, Tensor]:
@@ -70,43 +113,22 @@ def example(config: TransformerConfig, shape: Shape) -> tuple[Tensor, Tensor, Co
 
 
 @functools.lru_cache(maxsize=16)
-def trace(config: TransformerConfig, shape: Shape) -> Traced:
-    """Run one forward and backward pass without numbers."""
-    kept: dict[int, int] = {}
-    by_block: list[int] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+def trace(config: TransformerConfig, shape: Shape, recomputed: bool = False) -> Traced:
+    """Run one forward and backward pass without numbers. recomputed: activations, in the backward pass."""
+    with FakeTensorMode(), Live() as live:
         model = Transformer(config)
-        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        inputs: list[int] = []
-
-        def enter(_, arguments) -> None:
-            inputs.append(arguments[0].numel() * arguments[0].element_size())
-            by_block.append(sum(kept.values()))
-
-        def leave(*_) -> None:
-            by_block[-1] = sum(kept.values()) - by_block[-1]
-
-        for block in model.blocks:
-            block.register_forward_pre_hook(enter)
-            block.register_forward_hook(leave)
-        with fast_precision(torch.device("cpu")), saved_tensors_hooks(keep, lambda tensor: tensor):
+        economise(model, recomputed=recomputed, compiled=False)
+        own = {live.number_of(parameter) for parameter in model.parameters()}
+        with fast_precision(torch.device("cpu")):
             found = model(*example(config, shape))
-        forward = counter.get_total_flops()
-        (found.data.sum() + found.reward.sum() + found.terminated.sum() + found.log_error.sum()).backward()
-    return Traced(
-        sum(parameter.numel() for parameter in model.parameters()),
-        forward,
-        counter.get_total_flops(),
-        sum(size for storage, size in kept.items() if storage not in own),
-        tuple(by_block),
-        max(inputs),
-    )
+        forward = live.flop
+        total = found.data.sum() + found.reward.sum() + found.terminated.sum() + found.log_error.sum()
+        del found
+        total.backward()
+        own |= {live.number_of(p.grad) for p in model.parameters() if p.grad is not None}
+        peak = live.peak(own)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return Traced(count, forward, live.flop, peak)
 
 
 @dataclass(frozen=True)
@@ -118,14 +140,15 @@ class Estimate:
     gradients: float
     optimizer: float
     average: float  # the moving average of the weights
-    activations: float  # kept for the backward pass, and the largest block's gradients
+    activations: float  # and their gradients, at the fullest moment
+    heap: float  # of freed activations that a CPU's allocator keeps
     gathered: float  # parameters that a process holds whole for a moment
     tflop: float  # of one step
 
     @property
     def total(self) -> float:
-        parts = (self.weights, self.gradients, self.optimizer, self.average, self.activations, self.gathered)
-        return sum(parts)
+        model = self.weights + self.gradients + self.optimizer + self.average
+        return model + self.activations + self.heap + self.gathered
 
     def __str__(self) -> str:
         gb = {
@@ -134,6 +157,7 @@ class Estimate:
             "optimizer": self.optimizer,
             "moving average": self.average,
             "activations": self.activations,
+            "heap": self.heap,
             "gathered": self.gathered,
         }
         parts = " + ".join(f"{name} {value / 1e9:.2f}" for name, value in gb.items() if value)
@@ -150,6 +174,7 @@ def estimate(
     text_tokens: int,
     processes: Processes,
     recomputed: bool,
+    device: str = "cpu",
 ) -> Estimate:
     """Memory and arithmetic of a step of training.
 
@@ -159,15 +184,11 @@ def estimate(
     forward, total, activations = 0.0, 0.0, 0.0
     for kind, share in training.shares.items():
         clips, frames = training.windows(kind, config.window)
-        found = trace(config, Shape(clips, frames, *cells, text_tokens))
-        blocks, largest = sum(found.block_bytes), max(found.block_bytes)
-        kept = found.kept_bytes + largest
-        if recomputed:
-            kept += config.layers * found.block_input_bytes + largest - blocks
+        found = trace(config, Shape(clips, frames, *cells, text_tokens), recomputed)
         if share:
-            activations = max(activations, float(kept))
+            activations = max(activations, float(found.peak_bytes))
         ahead = 2 * training.flow_maps + (training.own_past / 2 if kind == "rollout" else 0)
-        forward += share * (ahead + recomputed) * found.forward_flop
+        forward += share * ahead * found.forward_flop
         total += share * found.total_flop
     with torch.device("meta"):
         model = Transformer(config)
@@ -180,6 +201,7 @@ def estimate(
         count,
         *(4 * count / n, 4 * count / n, (4 * matrix + 8 * other) / n, 4 * count / n),
         activations,
+        GLIBC_KEEPS[recomputed] * activations if device == "cpu" else 0.0,
         whole,
         (training.micro_batches * (forward + total) + sum(map(muon_flop, matrices))) / 1e12,
     )
@@ -210,12 +232,12 @@ def check_fits(needed: Estimate, free: float, recomputed: bool) -> None:
     """Raises ValueError if training needs more memory than a process has, with what would help."""
     if needed.total <= free:
         return
-    split = needed.total - needed.activations - needed.gathered
+    fixed = needed.activations + needed.heap + needed.gathered
     cure = "choose a smaller --preset"
     if not recomputed:
         cure = "add --checkpoint-activations"
-    elif free > needed.activations + needed.gathered:
-        more = math.ceil(split / (free - needed.activations - needed.gathered))
+    elif free > fixed:
+        more = math.ceil((needed.total - fixed) / (free - fixed))
         cure = f"split it over {more} times as many GPUs or machines (torchrun), or {cure}"
     raise ValueError(
         f"training needs {needed.total / 1e9:.1f} GB a process, {free / 1e9:.1f} GB are free; {cure}"

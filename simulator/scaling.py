@@ -260,7 +260,8 @@ def scaling(
     low, high = plain.interval
     print(
         f"loss ~ compute^-{plain.exponent:.3f} [{low:.3f}, {high:.3f}] "
-        f"over {compute[-1] / compute[0]:.0f} times the compute"
+        f"over {compute[-1] / compute[0]:.0f} times the compute; "
+        + (f"with a floor of {floored.floor:.3f}" if floored.floor else "no floor shows yet")
     )
     return 0
 
@@ -279,8 +280,9 @@ def draw_scaling(path: Path, finished: Sequence[Trained], plain: PowerLaw, floor
     low, high = plain.interval
     text = f"C$^{{-{plain.exponent:.3f}}}$ [{low:.3f}, {high:.3f}]"
     axes.plot(compute, plain.at(compute), "k--", lw=1, label=text)
-    text = f"{floored.floor:.3f} + {floored.factor:.2f} C$^{{-{floored.exponent:.2f}}}$"
-    axes.plot(compute, floored.at(compute), "k:", lw=1, label=text)
+    if floored.floor:
+        text = f"{floored.floor:.3f} + {floored.factor:.2f} C$^{{-{floored.exponent:.2f}}}$"
+        axes.plot(compute, floored.at(compute), "k:", lw=1, label=text)
     axes.set(xscale="log", yscale="log", xlabel="training compute, TFLOP", ylabel="held-out loss")
     axes.legend(fontsize=8)
     axes.set_title("Rollout loss on held-out episodes, same noise for all", fontsize=10)

@@ -246,7 +246,7 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
     job = replace(job, config=config, training=training)
     pixels, factor = read_frames(training_episodes(job.data)[0]).shape[1:3], encoder.config.space_factor
     cells = (pixels[0] // factor, pixels[1] // factor)
-    needed = estimate(config, training, cells, TEXT_TOKENS, processes, job.recomputed)
+    needed = estimate(config, training, cells, TEXT_TOKENS, processes, job.recomputed, where.type)
     if processes.first:
         print(needed, flush=True)
     check_fits(needed, free_bytes(where, processes), job.recomputed)

@@ -13,7 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from simulator.batches import TRAININGS
 from simulator.clips import write_episode
 from simulator.distributed import Processes
-from simulator.estimate import Estimate, Shape, check_fits, estimate, example, free_bytes, muon_flop, trace
+from simulator.estimate import (
+    Estimate,
+    Live,
+    Shape,
+    check_fits,
+    estimate,
+    example,
+    free_bytes,
+    muon_flop,
+    trace,
+)
 from simulator.optim import make_optimizers
 from simulator.scaling import fit_power_law, fit_with_floor, of_width, scaling
 from simulator.train_tokenizer import train_tokenizer
@@ -36,6 +46,18 @@ def test_the_trace_counts_what_a_real_pass_counts():
     traced = trace(TINY, SHAPE)
     assert (traced.forward_flop, traced.total_flop) == (forward, counter.get_total_flops())
     assert traced.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_the_fullest_moment_is_found():
+    with Live() as live:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        c = b[:500] * 2  # a view is no new memory
+        d = torch.cat([c, c])
+        number = live.number_of(b)
+    assert live.peak(set()) == 4 * (1000 + 500 + 1000) and live.peak({number}) == 4 * 1500
+    assert d.shape == (1000,)
 
 
 def test_a_wide_models_arithmetic_is_two_operations_a_parameter_and_token():
@@ -74,12 +96,12 @@ def test_weights_gradients_optimizer_and_average_are_the_bytes_that_a_step_leave
 
 
 def test_processes_share_memory_and_recomputing_saves_it_for_more_arithmetic():
-    training = replace(TRAININGS["tiny"], micro_batches=2)
-    alone = estimate(TINY, training, (8, 8), 8, Processes(), False)
-    four = estimate(TINY, training, (8, 8), 8, Processes(count=4), False)
-    again = estimate(TINY, training, (8, 8), 8, Processes(), True)
+    training, config = replace(TRAININGS["tiny"], micro_batches=2), replace(TINY, layers=8)
+    alone = estimate(config, training, (8, 8), 8, Processes(), False)
+    four = estimate(config, training, (8, 8), 8, Processes(count=4), False)
+    again = estimate(config, training, (8, 8), 8, Processes(), True)
     assert four.optimizer == alone.optimizer / 4 and four.gathered > alone.gathered == 0
-    assert again.activations < 0.8 * alone.activations and 1.1 * alone.tflop < again.tflop < 1.4 * alone.tflop
+    assert again.activations < 0.5 * alone.activations and 1.1 * alone.tflop < again.tflop < 1.4 * alone.tflop
 
 
 def test_presets_grow_to_billions_of_parameters():
@@ -92,7 +114,7 @@ def test_presets_grow_to_billions_of_parameters():
 
 
 def test_what_does_not_fit_is_refused_with_what_would_help():
-    needed = Estimate(10**9, 4e9, 4e9, 4e9, 4e9, 8e9, 1e9, 5.0)
+    needed = Estimate(10**9, 4e9, 4e9, 4e9, 4e9, 8e9, 0.0, 1e9, 5.0)
     check_fits(needed, 26e9, False)
     with pytest.raises(ValueError, match=r"needs 25.0 GB a process, 20.0 GB are free; add --checkpoint-act"):
         check_fits(needed, 20e9, False)

@@ -1,8 +1,9 @@
 """What a training step will cost before it is run: parameters, memory and arithmetic, by tracing.
 
 The network and its backward pass run on fake tensors (shapes without numbers): products are counted by
-torch's own formulas, and every tensor is entered when it is made and when it is freed. So the estimate follows
-the network's code, whatever changes in it, and a model of billions of parameters is traced in seconds anywhere.
+torch's own formulas, and every tensor is entered when it is made and when it is freed. So the estimate
+follows the network's code, whatever changes in it, and a model of billions of parameters is traced in
+seconds anywhere.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from simulator.optim import fast_precision, split_parameters
 from simulator.text import WIDTH
 from simulator.transformer import Conditions, Transformer, TransformerConfig, frame_mask
 
-# of activations, what glibc's heap keeps when they are freed, without and with recomputing: the resident memory
-# of the small preset beside that under a fixed MALLOC_MMAP_THRESHOLD_
+# of activations, what glibc's heap keeps when they are freed, without and with recomputing: the resident
+# memory of the small preset beside that under a fixed MALLOC_MMAP_THRESHOLD_
 GLIBC_KEEPS = (0.7, 2.0)
 
 

@@ -64,7 +64,7 @@ class FullWindow(WorldModel):
             frame_mask(frames, causal, self.transformer.config.window),
             float(state.frame - frames + 1),
             None,
-            self._told(torch.cat([before.noise_level, next_level], dim=1)),
+            torch.cat([before.noise_level, next_level], dim=1) if self.config.large_steps else None,
         )
         last = {name: getattr(found, name)[:, -1:] for name in ("data", "reward", "terminated", "log_error")}
         return found._replace(**last, memory=window)

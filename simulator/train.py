@@ -146,7 +146,7 @@ def save(
                 "episodes": sum(bucket.episodes for bucket in buckets),
                 "frames": sum(len(bucket.latents) for bucket in buckets),
                 "steps": clock.step,
-                "minutes": round(clock.seconds / 60, 1),
+                "minutes": round(clock.seconds / 60, 3),
                 "code": code_version(),
                 "training": asdict(training),
             },

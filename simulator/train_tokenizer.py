@@ -118,7 +118,7 @@ def save(out: Path, ema: Tokenizer, training: TokenizerTraining, clock: Clock, p
     save_weights(out / WEIGHTS, ema)
     made = {
         "steps": clock.step,
-        "minutes": round(clock.seconds / 60, 1),
+        "minutes": round(clock.seconds / 60, 3),
         "code": code_version(),
         "psnr_db": psnr_db,
     }

@@ -180,7 +180,8 @@ def trained(request, tmp_path_factory) -> tuple[int, Path]:
     """Recorded Orbit episodes, a tiny tokenizer and a tiny world model of one factor."""
     factor, folder = request.param, tmp_path_factory.mktemp(f"factor{request.param}")
     for name, seed, held_out in (("data", 1, False), ("held_out", HELD_OUT_SEED, True)):
-        recording = Recording("envs:orrery/Orbit-v0", ".", "scripted", 17, 32, 32, held_out, None, factor)
+        size = (32, 32, held_out)
+        recording = Recording("envs:orrery/Orbit-v0", ".", "scripted", 17, *size, frames_per_step=factor)
         with recording.make() as env:
             for number in range(2):
                 write_episode(folder / name, play(env, recording, seed + number))

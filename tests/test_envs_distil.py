@@ -113,6 +113,13 @@ def test_an_env_is_filmed_as_it_renders_and_its_choices_are_kept():
     }
 
 
+def test_recording_ends_where_the_renderer_listens_to_signals(tmp_path, monkeypatch):
+    """SDL with a video driver takes SIGTERM for itself, so that its worker must end of its own accord."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    assert record("CartPole-v1", 2, tmp_path, steps=3, workers=1) == 0
+    assert len(list_episodes(tmp_path)) == 2
+
+
 class Silent(gymnasium.Env):
     """An env that shows nothing."""
 

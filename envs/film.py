@@ -49,6 +49,15 @@ class Filmed(gymnasium.ObservationWrapper):
         height, width, _ = self.observation_space.shape or (0, 0, 0)
         return resized(picture, height, width)
 
+    def close(self) -> None:
+        """Close the env. Gymnasium's MuJoCo viewers would free what they drew with later, perhaps while the GL
+        context of another env is current, whose pictures would then be black."""
+        viewer = getattr(getattr(self.unwrapped, "mujoco_renderer", None), "viewer", None)
+        if viewer is not None:
+            viewer.make_context_current()
+            viewer.con.free()
+        super().close()
+
 
 def make_filmed(
     env_id: str, keywords: dict[str, Any], height: int | None = None, width: int | None = None
@@ -81,7 +90,12 @@ def make_filmed(
             f"record needs pictures: {env_id} observes {env.observation_space} and has no render mode "
             "rgb_array; wrap the env"
         )
-    return Filmed(_make(env_id, {**keywords, "render_mode": "rgb_array"}), height or SIZE, width or SIZE)
+    rendering = _make(env_id, {**keywords, "render_mode": "rgb_array"})
+    # Gymnasium's MuJoCo envs set their camera up by the first state that they render: the same one always, or
+    # an episode would look different in each process.
+    rendering.reset(seed=0)
+    rendering.render()
+    return Filmed(rendering, height or SIZE, width or SIZE)
 
 
 def _make(env_id: str, keywords: dict[str, Any]) -> gymnasium.Env:

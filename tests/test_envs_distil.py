@@ -113,6 +113,19 @@ def test_an_env_is_filmed_as_it_renders_and_its_choices_are_kept():
     }
 
 
+def test_an_episode_looks_the_same_whatever_was_played_before():
+    """Also in Gymnasium's MuJoCo envs, whose camera depends on the first state that they render."""
+    small = {"width": 64, "height": 64}
+    recording = Recording("Reacher-v5", ".", "random", 2, None, None, env_options=small)
+    with recording.make() as env:
+        alone = play(env, recording, 7)
+    with recording.make() as env:
+        play(env, recording, 3)
+        after = play(env, recording, 7)
+    assert np.array_equal(alone.frames, after.frames) and np.array_equal(alone.actions, after.actions)
+    assert alone.metadata["env"]["action_space"]["kind"] == "Box" and alone.actions.shape == (2, 2)
+
+
 def test_recording_ends_where_the_renderer_listens_to_signals(tmp_path, monkeypatch):
     """SDL with a video driver takes SIGTERM for itself, so that its worker must end of its own accord."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")

@@ -50,8 +50,8 @@ class Filmed(gymnasium.ObservationWrapper):
         return resized(picture, height, width)
 
     def close(self) -> None:
-        """Close the env. Gymnasium's MuJoCo viewers would free what they drew with later, perhaps while the GL
-        context of another env is current, whose pictures would then be black."""
+        """Close the env. Gymnasium's MuJoCo viewers would free what they drew with later, perhaps while the
+        GL context of another env is current, whose pictures would then be black."""
         viewer = getattr(getattr(self.unwrapped, "mujoco_renderer", None), "viewer", None)
         if viewer is not None:
             viewer.make_context_current()

@@ -13,7 +13,7 @@ import orrery
 from probes.bench import bench
 from probes.demo import demo
 from probes.peers import peer_step
-from recon3d.asset import read_capture
+from recon3d.captures import read_capture
 from recon3d.sweeps import orbit
 
 BESIDE_EACH_OTHER = ("rollout", "sweep", "fall")

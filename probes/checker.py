@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import einsum, rearrange, reduce
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -60,7 +60,6 @@ class Checker(nn.Module):
     """Pictures -> for each colour, logits of (absent, shape 1, shape 2, ...).
 
     One branch, the painter, gives every place of a 32x32 map a colour, or none; how much a colour covers says
-    One branch, the painter, gives each place of a 32x32 map a colour, or none; how much a colour covers says
     to one classifier of shapes, the same for all colours.
     """
 
@@ -117,6 +116,21 @@ class Checker(nn.Module):
             self(prepared(pictures[i : i + batch]))[0].argmax(dim=-1) for i in range(0, len(pictures), batch)
         ]
         return torch.cat(parts).numpy() if parts else np.zeros((0, len(self.colours)), np.int64)
+
+    @torch.inference_mode()
+    def paint(self, pictures: Pictures, batch: int = 64) -> Bool[np.ndarray, "n colours rows columns"]:
+        """Where each colour's things are, on a map of half the size of pictures 64 px high, of even width.
+
+        Raises ValueError for pictures of another height.
+        """
+        if pictures.shape[1] != SIZE_PX or pictures.shape[2] % 2:
+            raise ValueError(
+                f"paint is read from pictures {SIZE_PX} px high and of even width, got "
+                f"{pictures.shape[1]}x{pictures.shape[2]}; resize them"
+            )
+        values = rearrange(torch.from_numpy(pictures).float() / 127.5 - 1, "n h w c -> n c h w")
+        parts = [self.painter(part).softmax(dim=1)[:, 1:] > 0.5 for part in values.split(batch)]
+        return torch.cat(parts).numpy()
 
     @torch.inference_mode()
     def places(self, pictures: Pictures, batch: int = 64) -> Float[np.ndarray, "n colours"]:

@@ -19,6 +19,7 @@ POINTERS = (
     "probes.demo",
     "probes.bench",
     "probes.tasks",
+    "probes.framing",
     "probes.train_checker",
     "probes.eval_captions",
 )

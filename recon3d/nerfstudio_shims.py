@@ -16,6 +16,7 @@ import numpy
 import torch
 
 from recon3d.torchvision_operators import declare_missing_operators
+from recon3d.viser_page import serve_untracked_pages
 
 
 def allow_checkpoint_scalars() -> None:
@@ -60,6 +61,7 @@ def run(words: list[str]) -> int:
         raise ValueError(f"orrery ns runs {', '.join(COMMANDS)}, got {found}; add --help for its options")
     declare_missing_operators()
     allow_checkpoint_scalars()
+    serve_untracked_pages()
     if not entry_points(group="nerfstudio.method_configs", name="orrery-nerf"):  # run from a checkout
         os.environ.setdefault("NERFSTUDIO_METHOD_CONFIGS", "orrery-nerf=recon3d.nerf:orrery_nerf")
     with no_perceptual_download():

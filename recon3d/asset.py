@@ -8,7 +8,7 @@ import tyro
 from jaxtyping import UInt8
 from torch import Tensor
 
-from recon3d import assets, nerf
+from recon3d import assets, nerf, viewer
 from recon3d.cameras import Cameras
 from recon3d.captures import read_capture
 from recon3d.mesh import cleaned, decimated
@@ -22,6 +22,8 @@ def asset(
     seed: int = 0,
     held_out_every: int = 5,
     faces: int = 100_000,
+    view: bool = False,
+    port: int = 8080,
 ) -> int:
     """Rebuild a thing in 3D from posed pictures and write it as a mesh.
 
@@ -32,15 +34,20 @@ def asset(
         seed: of the training.
         held_out_every: every so manieth view is kept from training, to be predicted.
         faces: at most so many triangles.
+        view: then show it in the browser, with the cameras, their frames and the radiance field.
+        port: of this machine, to show it on.
 
     Returns:
         0 when written, 3 when the pictures hold nothing that could be reconstructed.
     """
     assets.checked_suffix(output)
+    if view:
+        viewer.check_port(port)
     frames, cameras = read_capture(Path(source))
     if preset == "gpu":
         cameras = cameras.to("cuda" if torch.cuda.is_available() else "cpu")
-    return write_asset(frames, cameras, output, preset, seed, held_out_every, faces)
+    port_shown = port if view else None
+    return write_asset(frames, cameras, output, preset, seed, held_out_every, faces, port_shown)
 
 
 def write_asset(
@@ -51,8 +58,12 @@ def write_asset(
     seed: int = 0,
     held_out_every: int = 5,
     faces: int = 100_000,
+    port_shown: int | None = None,
 ) -> int:
-    """Reconstructs posed frames, prints held-out scores and writes the mesh; 3 where there is nothing."""
+    """Reconstructs posed frames, prints held-out scores and writes the mesh; 3 where there is nothing.
+
+    port_shown: where it is shown in the browser until Ctrl-C, if anywhere.
+    """
     try:
         result = nerf.reconstruct(
             frames, cameras, preset, seed=seed, held_out_every=held_out_every, progress=True
@@ -72,5 +83,7 @@ def write_asset(
         f"SSIM {scores.ssim.mean():.3f}; nearest training view {scores.copy_psnr.mean():.1f} dB, "
         f"mean image {scores.mean_image_psnr.mean():.1f} dB"
     )
-    print(f"PSNR {scores.psnr.mean():.1f} dB")
+    print(f"PSNR {scores.psnr.mean():.1f} dB", flush=True)
+    if port_shown is not None:
+        viewer.view(viewer.Scene(mesh, cameras, frames, result.point_cloud(), result.render), port_shown)
     return 0

@@ -181,6 +181,21 @@ class Dream(gymnasium.Env):
         self._over = bool(terminated[0]) or cut
         return self._frame.copy(), float(reward[0]), bool(terminated[0]), cut, info
 
+    def observe(self, action: Any, frames: UInt8[np.ndarray, "*f h w 3"]) -> None:
+        """One control step that is seen and not dreamt: what the action truly led to, such as the observation
+        of the env that is dreamt of. The next `step` dreams on from there; the clock runs on, no reward is
+        counted. With several frames a step all of them are given (`info["frames"]`).
+
+        Raises:
+            ValueError: the action or the frames do not fit, or reset was not called.
+        """
+        if self._dream is None:
+            raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
+        seen = frames[None] if frames.ndim == 3 else frames
+        self._dream = self.model.observe(self._dream, seen[None], self.checked_actions([action]))
+        self._frame = seen[-1].copy()
+        self._step_count += 1
+
     def checked_actions(self, actions: Iterable[Any]) -> Float[np.ndarray, "n a"]:
         """Actions as the model takes them. Raises ValueError unless all are in the action space."""
         return np.stack([to_vector(self.action_space, action) for action in actions])

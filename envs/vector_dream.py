@@ -136,6 +136,19 @@ class VectorDream(gymnasium.vector.VectorEnv):
         """The current pictures."""
         return None if self.render_mode is None or self._dreams is None else tuple(self._frames.copy())
 
+    def observe(self, actions: Any, frames: UInt8[np.ndarray, "n *f h w 3"]) -> None:
+        """One control step of every row that is seen and not dreamt (see `Dream.observe`).
+
+        Raises:
+            ValueError: the actions or the frames do not fit the rows, or reset was not called.
+        """
+        if self._dreams is None:
+            raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
+        seen = frames[:, None] if frames.ndim == 4 else frames
+        self._dreams = self.model.observe(self._dreams, seen, self.single.checked_actions(actions))
+        self._frames[:] = seen[:, -1]
+        self._step_counts += 1
+
     def save_state(self) -> list[DreamState]:
         """Every row's whole state; each may go on in any row, or alone in `orrery/Dream-v0`."""
         if self._dreams is None:

@@ -1,8 +1,8 @@
 """`orrery eval`: how true a world model's dreams are to held-out episodes.
 
-Each dream gets the true first frame and its prompt, then the true actions. It is compared with the true
-frames, beside repeating the first frame (what a model must beat) and the tokenizer's own reconstruction (what
-it cannot beat).
+Each dream gets the true first frame (or a longer context) and its prompt, then the true actions. It is
+compared with the true frames, beside repeating the last frame that it was given (what a model must beat) and
+the tokenizer's own reconstruction (what it cannot beat).
 """
 
 from __future__ import annotations
@@ -57,32 +57,45 @@ class Row:
 
 
 def dream(
-    model: WorldModel, world: str, episodes: list[Episode], actions: Float[np.ndarray, "b steps a"]
+    model: WorldModel,
+    world: str,
+    episodes: list[Episode],
+    actions: Float[np.ndarray, "b steps a"],
+    context: int = 1,
 ) -> UInt8[np.ndarray, "b t h w 3"]:
-    """Roll out from each episode's first frame and prompt under the given actions."""
+    """Roll out from each episode's prompt and its first `context` control steps under the given actions. The
+    first frame is the last of these."""
     first = np.stack([episode.frames[0] for episode in episodes])
     seeds = [episode.seed for episode in episodes]
     state, frames, _ = model.start(
         [episode.prompt or None for episode in episodes], world, seeds, images=first
     )
-    found = [frames]
+    for step in range(context - 1):
+        seen = slice(1 + step * model.frames_per_step, 1 + (step + 1) * model.frames_per_step)
+        frames = np.stack([episode.frames[seen] for episode in episodes])
+        state = model.observe(state, frames, np.stack([episode.actions[step] for episode in episodes]))
+    found = [frames[:, -1:]]
     for step in range(actions.shape[1]):
         state, frames, *_ = model.step(state, actions[:, step])
         found.append(frames)
     return np.concatenate(found, axis=1)
 
 
-def dreams_of(model: WorldModel, world: str, episodes: list[Episode]) -> tuple[np.ndarray, ...]:
-    """Truth, dreams, dreams under the next episode's actions, and reconstructions; b t h w 3 each."""
-    horizon = max(STEPS)
+def dreams_of(
+    model: WorldModel, world: str, episodes: list[Episode], context: int = 1
+) -> tuple[np.ndarray, ...]:
+    """Truth, dreams, dreams under the next episode's actions, and reconstructions; b t h w 3 each, from the
+    last frame of the context on."""
+    horizon, past = max(STEPS), context - 1
     factor = model.frames_per_step
-    truth = np.stack([episode.frames[: horizon * factor + 1] for episode in episodes])
-    actions = np.stack([episode.actions[:horizon] for episode in episodes])
+    truth = np.stack([e.frames[past * factor : (past + horizon) * factor + 1] for e in episodes])
+    actions = np.stack([episode.actions[past : past + horizon] for episode in episodes])
     dreamed, shuffled, rebuilt = [], [], []
     for start in tqdm(range(0, len(episodes), BATCH), desc=f"dreaming {world}", mininterval=2):
         batch, rows = episodes[start : start + BATCH], slice(start, start + BATCH)
-        dreamed.append(dream(model, world, batch, actions[rows]))
-        shuffled.append(dream(model, world, batch, np.roll(actions, 1, axis=0)[rows, : STEPS[1]]))
+        dreamed.append(dream(model, world, batch, actions[rows], context))
+        others = np.roll(actions, 1, axis=0)[rows, : STEPS[1]]
+        shuffled.append(dream(model, world, batch, others, context))
         rebuilt.append(
             to_uint8(model.tokenizer.decode(model.tokenizer.encode(to_unit(truth[rows], model.device))))
         )
@@ -118,18 +131,18 @@ def compare(world: str, step: int, frame: int, seen, truth, dreamed, shuffled, r
     )
 
 
-def seen_in_first(episode: Episode, frame: int) -> Bool[np.ndarray, "h w"]:
-    """Which pixels of a frame show a surface that the first frame shows too.
+def seen_in(episode: Episode, first: int, frame: int) -> Bool[np.ndarray, "h w"]:
+    """Which pixels of a frame show a surface that the context's last frame, the `first` here, shows too.
 
-    Their points, by true depth, fall into the first picture at the depth found there (to 5 % or 5 cm). None
+    Their points, by true depth, fall into that picture at the depth found there (to 5 % or 5 cm). None
     where depth or cameras are missing.
     """
     height, width = episode.frames.shape[1:3]
     if episode.depth is None or episode.K is None or episode.c2w is None:
         return np.zeros((height, width), bool)
-    pose = torch.from_numpy(episode.c2w[[0, frame]])
+    pose = torch.from_numpy(episode.c2w[[first, frame]])
     cameras = Cameras(torch.from_numpy(episode.K).expand(2, 3, 3), pose, height, width)
-    depth = torch.from_numpy(episode.depth[[0, frame]].astype(np.float32))
+    depth = torch.from_numpy(episode.depth[[first, frame]].astype(np.float32))
     places, there = cameras[0].project(rearrange(cameras.unproject(depth)[1], "h w c -> (h w) c"))
     x, y = places[0].floor().long().unbind(dim=-1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (there[0] > 0)
@@ -145,10 +158,11 @@ def picture(truth: np.ndarray, dreamed: np.ndarray) -> UInt8[np.ndarray, "h w 3"
     return np.concatenate(rows)
 
 
-def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]:
-    """Held-out episodes of the model's frames per step and long enough, by world. Raises ValueError if there
-    are none, or some of seeds that are not held out."""
+def held_out_episodes(model: WorldModel, data: Path, context: int = 1) -> dict[str, list[Episode]]:
+    """Held-out episodes of the model's frames per step and long enough for the steps that are judged after
+    the context, by world. Raises ValueError if there are none, or some of seeds that are not held out."""
     by_world: dict[str, list[Episode]] = defaultdict(list)
+    needed = max(STEPS) + context - 1
     for path in list_episodes(data):
         if not held_out(path):
             raise ValueError(
@@ -159,11 +173,11 @@ def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]
         name = world_name(episode.env_id)
         pixels = episode.frames.shape[1:3] == (model.height, model.width)
         fits = pixels and episode.frames_per_step == model.frames_per_step
-        if name in model.worlds and fits and len(episode.actions) >= max(STEPS):
+        if name in model.worlds and fits and len(episode.actions) >= needed:
             by_world[name].append(episode)
     if not by_world:
         raise ValueError(
-            f"--data {data} has no episode of {max(STEPS)} steps of {model.frames_per_step} frames, "
+            f"--data {data} has no episode of {needed} steps of {model.frames_per_step} frames, "
             f"{model.height}x{model.width} pixels each, in a world of this model "
             f"({', '.join(model.worlds)}); record some with `orrery record ENV_ID --held-out "
             f"--frames-per-step {model.frames_per_step}`"
@@ -171,14 +185,14 @@ def held_out_episodes(model: WorldModel, data: Path) -> dict[str, list[Episode]]
     return by_world
 
 
-def measure(model: WorldModel, data: Path) -> tuple[list[Row], UInt8[np.ndarray, "h w 3"]]:
+def measure(model: WorldModel, data: Path, context: int = 1) -> tuple[list[Row], UInt8[np.ndarray, "h w 3"]]:
     """Fidelity of every world of which `data` holds held-out episodes, and a picture of some of them."""
     rows, pictures = [], []
-    for world, episodes in sorted(held_out_episodes(model, data).items()):
-        parts = dreams_of(model, world, episodes)
+    for world, episodes in sorted(held_out_episodes(model, data, context).items()):
+        parts = dreams_of(model, world, episodes, context)
         for step in STEPS:
-            frame = step * model.frames_per_step
-            seen = np.stack([seen_in_first(episode, frame) for episode in episodes])
+            frame, first = step * model.frames_per_step, (context - 1) * model.frames_per_step
+            seen = np.stack([seen_in(episode, first, first + frame) for episode in episodes])
             rows.append(compare(world, step, frame, seen, *parts))
         pictures.append(picture(*parts[:2]))
     return rows, np.concatenate(pictures)
@@ -283,6 +297,9 @@ def evaluate(
     image: Annotated[
         Path | None, tyro.conf.arg(help="also write a picture, truth above dream, to this .png")
     ] = None,
+    context: Annotated[
+        int, tyro.conf.arg(help="true control steps before the dream; 1 is the first frame alone")
+    ] = 1,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps, instead of the checkpoint's")] = None,
     averaging: Annotated[
         bool, tyro.conf.arg(help="go to the mean of what may come: higher PSNR, blurred further on")
@@ -295,13 +312,15 @@ def evaluate(
             check_writable(path.parent)
     if image is not None and table != "fidelity":
         raise ValueError(f"--image goes with --table fidelity, not with {table}")
+    if context < 1 or (context > 1 and table != "fidelity"):
+        raise ValueError(f"--context must be 1, or more with --table fidelity, got {context} with {table}")
     model = WorldModel.load(checkpoint, device)
     if averaging:
         model = model.averaging()
     if steps is not None:
         model = model.with_config(sampler_steps=steps)
     if table == "fidelity":
-        rows, pictures = measure(model, data)
+        rows, pictures = measure(model, data, context)
         print(fidelity_table(rows))
         if image is not None:
             write_image(image, pictures, scale=2)

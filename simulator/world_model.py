@@ -366,6 +366,25 @@ class WorldModel:
             np.sqrt(doubts).astype(np.float32),
         )
 
+    @torch.inference_mode()
+    def observe(
+        self, state: State, frames: UInt8[np.ndarray, "b f h w 3"], actions: Float[np.ndarray, "b a"]
+    ) -> State:
+        """One control step that is not dreamt but seen: the frames that the actions truly led to. What comes
+        next is dreamt from there, and nothing of it is in doubt yet.
+
+        Raises:
+            ValueError: the frames are not one control step of every row, of the state's picture size.
+        """
+        asked = (len(state.seeds), self.frames_per_step, state.height, state.width, 3)
+        if frames.shape != asked:
+            raise ValueError(f"frames of one observed step must be of shape {asked}, got {frames.shape}")
+        conditions = self._step_conditions(state, self._actions(actions[:, None]))
+        latents = self.tokenizer.encode_stream(to_unit(frames, self.device), start=False)
+        state, _ = self._commit(state, conditions, latents)
+        _, decoder = self.tokenizer.decode_stream(latents, state.decoder)
+        return dataclasses.replace(state, decoder=decoder, doubts=(0.0,) * len(state.seeds))
+
     def _reward_scales(self, state: State) -> Float[np.ndarray, " b"]:
         """What each row's learned reward is multiplied with."""
         names = [self.worlds[world - 1] for world in state.world.tolist()]

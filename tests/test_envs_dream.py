@@ -199,3 +199,37 @@ def test_the_shipped_dream_passes_gymnasiums_own_check(world):
         check_env(env.unwrapped, skip_render_check=True)
         observation, info = env.reset(seed=0)
     assert observation.shape == (64, 64, 3) and np.isfinite(info["uncertainty"])
+
+
+def test_a_dream_that_saw_what_happened_is_nearer_to_it_than_one_that_dreamt_it():
+    """Six control steps of the reference Room, seen or dreamt; then one step is dreamt."""
+    seen, dreamt = (gymnasium.make("envs:orrery/Dream-v0", disable_env_checker=True).unwrapped for _ in "ab")
+    nearer = []
+    with gymnasium.make("envs:orrery/Room-v0", disable_env_checker=True) as truth:
+        for seed in range(900_000_400, 900_000_406):
+            frame, info = truth.reset(seed=seed)
+            for env in (seen, dreamt):
+                env.reset(seed=seed, options={"prompt": info["prompt"], "image": frame})
+            actions = np.random.default_rng(seed).uniform(-1, 1, (7, 5)).astype(np.float32)
+            for action in actions[:-1]:
+                frame = truth.step(action)[0]
+                seen.observe(action, frame)
+                dreamt.step(action)
+                assert np.array_equal(seen.render(), frame)
+            frame = truth.step(actions[-1])[0].astype(int)
+            errors = [np.square(env.step(actions[-1])[0] - frame).mean() for env in (seen, dreamt)]
+            nearer.append(errors[0] < 0.7 * errors[1])
+    assert np.mean(nearer) > 0.6
+
+
+def test_an_observed_step_counts_and_must_fit(model):
+    env = make(model, step_limit=2).unwrapped
+    action, frame = np.zeros(5, np.float32), np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(ValueError, match="call reset first"):
+        env.observe(action, frame)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"one observed step must be of shape \(1, 1, 32, 32, 3\)"):
+        env.observe(action, frame[:16])
+    env.observe(action, frame)
+    *_, truncated, info = env.step(action)
+    assert truncated and info["uncertainty"] > 0

@@ -249,3 +249,17 @@ def test_the_shipped_dream_restarts_rows_as_it_starts_them():
         alone, own, *_ = shipped.step(alone, action[:1])
         assert apart(frames[0], own[0]) <= 2
     assert row(state, 0).ages == alone.ages
+
+
+def test_rows_that_observe_are_the_single_dreams_that_observed_the_same(lasting):
+    frames = np.random.default_rng(1).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    actions = np.random.default_rng(2).uniform(-1, 1, (3, 5)).astype(np.float32)
+    together = VectorDream(3, model=lasting)
+    together.reset(seed=4)
+    together.observe(actions, frames)
+    found = together.step(actions)[0]
+    for row_index in range(3):
+        alone = Dream(model=lasting)
+        alone.reset(seed=4 + row_index)
+        alone.observe(actions[row_index], frames[row_index])
+        assert apart(alone.step(actions[row_index])[0], found[row_index]) <= ROUNDING

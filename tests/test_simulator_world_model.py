@@ -23,7 +23,7 @@ from simulator.batches import (
 from simulator.canvas import image_to_video, text_to_video
 from simulator.clips import Episode, write_episode
 from simulator.distributed import last_checkpoint
-from simulator.fidelity import evaluate, seen_in_first
+from simulator.fidelity import evaluate, seen_in
 from simulator.generate import generate
 from simulator.latents import load_latents
 from simulator.metrics import psnr
@@ -270,9 +270,9 @@ def test_what_the_first_frame_saw_of_a_wall_is_what_the_shift_leaves():
     c2w = np.stack([np.eye(4, dtype=np.float32)] * 2)
     c2w[1, 0, 3] = 1.0  # a metre to the right at 4 m and 32 pixels focal length: 8 pixels of 32
     shifted = replace(moving_square(0, steps=1), depth=wall, K=K, c2w=c2w, captions=[])
-    assert seen_in_first(shifted, 0).all()
-    assert seen_in_first(shifted, 1).mean() == 0.75 and not seen_in_first(shifted, 1)[:, -8:].any()
-    assert not seen_in_first(replace(shifted, depth=None), 1).any(), "without depth there is no evidence"
+    assert seen_in(shifted, 0, 0).all()
+    assert seen_in(shifted, 0, 1).mean() == 0.75 and not seen_in(shifted, 0, 1)[:, -8:].any()
+    assert not seen_in(replace(shifted, depth=None), 0, 1).any(), "without depth there is no evidence"
 
 
 def test_fidelity_prints_its_table_and_refuses_what_was_trained_on(trained: Path, capsys):

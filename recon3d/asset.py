@@ -85,5 +85,8 @@ def write_asset(
     )
     print(f"PSNR {scores.psnr.mean():.1f} dB", flush=True)
     if port_shown is not None:
-        viewer.view(viewer.Scene(mesh, cameras, frames, result.point_cloud(), result.render), port_shown)
+        scene = viewer.Scene(mesh, cameras, frames, result.point_cloud(), result.render)
+        server = viewer.serve(scene, port_shown)
+        print(f"look at http://{viewer.LOOPBACK}:{port_shown} (Ctrl-C ends)", flush=True)
+        viewer.until_interrupted(server)
     return 0

@@ -69,15 +69,13 @@ def serve(scene: Scene, port: int = 8080, host: str = LOOPBACK) -> viser.ViserSe
     return server
 
 
-def view(scene: Scene, port: int = 8080) -> None:
-    """Serves until Ctrl-C and says where."""
-    server = serve(scene, port)
-    print(f"look at http://{LOOPBACK}:{server.get_port()} (Ctrl-C ends)", flush=True)
+def until_interrupted(server: viser.ViserServer) -> None:
+    """Serves until Ctrl-C."""
     try:
         while True:
             time.sleep(1.0)
     except KeyboardInterrupt:
-        print()
+        pass
     finally:
         server.stop()
 

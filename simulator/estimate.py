@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import weakref
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -212,21 +210,6 @@ def muon_flop(matrix: Tensor) -> int:
     """Of orthogonalising one matrix: five Newton-Schulz steps of three products."""
     short, long = sorted(matrix.shape)
     return 5 * (4 * short * short * long + 2 * short**3)
-
-
-def free_bytes(where: torch.device, processes: Processes) -> float:
-    """What one process may use of this machine's memory, or of its GPU's."""
-    if where.type == "cuda":
-        return torch.cuda.mem_get_info(where)[0]
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        free = 1024 * int(lines["MemAvailable"].split()[0])
-    else:  # macOS says only how much there is
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if limit.exists() and (allowed := limit.read_text().strip()) != "max":
-        free = min(free, int(allowed) - int(limit.with_name("memory.current").read_text()))
-    return free / processes.local_count
 
 
 def check_fits(needed: Estimate, free: float, recomputed: bool) -> None:

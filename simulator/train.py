@@ -57,9 +57,10 @@ from simulator.distributed import (
     save_run,
     saved_micro_batches,
 )
-from simulator.estimate import check_fits, estimate, free_bytes
+from simulator.estimate import check_fits, estimate
 from simulator.flow import add_noise, loss_weight
 from simulator.latents import LatentEpisodes, encode_episode, load_latents
+from simulator.memory import free_bytes
 from simulator.optim import (
     Clock,
     Learner,
@@ -249,7 +250,7 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
     needed = estimate(config, training, cells, TEXT_TOKENS, processes, job.recomputed, where.type)
     if processes.first:
         print(needed, flush=True)
-    check_fits(needed, free_bytes(where, processes), job.recomputed)
+    check_fits(needed, free_bytes(where) / processes.local_count, job.recomputed)
     buckets = load_together(job, encoder, processes)
     job = fitted(job, buckets[0])
     learner = start(job, where, processes)

@@ -8,7 +8,6 @@ saving it.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from simulator.canvas import Canvas
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
 from simulator.flow import Levels, add_noise
+from simulator.memory import free_bytes
 from simulator.origin import Origin
 from simulator.sampling import denoise, guided, row_noise
 from simulator.state import State, rows, stacked, visible
@@ -251,10 +251,7 @@ class WorldModel:
         """Raises ValueError if attention over so many tokens does not fit into free memory."""
         heads = self.transformer.config.heads
         needed = 3 * 4 * heads * tokens**2  # scores, their mask and their softmax
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-        else:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = free_bytes(self.device)
         if needed > free:
             fits = max(1, int(frames * (free / needed) ** 0.5))
             raise ValueError(

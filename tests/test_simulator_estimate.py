@@ -20,10 +20,10 @@ from simulator.estimate import (
     check_fits,
     estimate,
     example,
-    free_bytes,
     muon_flop,
     trace,
 )
+from simulator.memory import free_bytes
 from simulator.optim import make_optimizers
 from simulator.scaling import fit_power_law, fit_with_floor, of_width, scaling
 from simulator.train_tokenizer import train_tokenizer
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused_with_what_would_help():
         check_fits(needed, 20e9, True)
     with pytest.raises(ValueError, match="smaller --preset"):
         check_fits(needed, 5e9, True)
-    assert 1e8 < free_bytes(torch.device("cpu"), Processes()) < 1e14
+    assert 1e8 < free_bytes(torch.device("cpu")) < 1e14
     assert "1,000.0M parameters; 25.00 GB a process" in str(needed)
 
 

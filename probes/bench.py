@@ -26,9 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import envs
+from probes.nerf_bench import reconstructions
 from probes.peers import peer_step
-from probes.subjects import HELD_OUT_SEED, ReferenceSubject
-from recon3d import nerf, sweeps
+from probes.subjects import HELD_OUT_SEED
+from probes.tables import aligned
 from simulator.canvas import text_to_video
 from simulator.full_window import FullWindow
 from simulator.timing import estimate
@@ -41,10 +42,7 @@ COST_ONLY = (
     "A step is one control step of each row, decoded. Times and multiply-adds compare cost only: the dream\n"
     "without cache runs our weights; a peer has random weights, which say nothing of its quality."
 )
-VIEWS = 40
-NO_LIMIT_STEPS = 100_000
 FORETOLD_STEPS = (1, 8, 16, 32)  # latent steps of the generations whose time is foretold
-NERFACTO_RAYS = 1024  # a step of more takes a CPU so long that it makes hardly any
 
 
 @dataclass(frozen=True)
@@ -97,34 +95,9 @@ class Timing:
     setting: str = ""
 
 
-@dataclass(frozen=True)
-class Fit:
-    """One radiance field on the same sweep, scored on the same held-out views.
-
-    Attributes:
-        name: the method.
-        seconds: wall time of training.
-        cpu_seconds: CPU time of training and scoring.
-        steps: training steps done in that time.
-        psnr_db: mean over held-out views; ssim likewise.
-        ssim: structural similarity.
-        copy_psnr_db: of copying the nearest training view.
-        mean_image_psnr_db: of the mean training view.
-    """
-
-    name: str
-    seconds: float
-    cpu_seconds: float
-    steps: int
-    psnr_db: float
-    ssim: float
-    copy_psnr_db: float
-    mean_image_psnr_db: float
-
-
 def bench(
     checkpoint: str = "default",
-    what: Literal["all", "dream", "worlds", "nerf", "peers", "estimate"] = "all",
+    what: Literal["all", "dream", "worlds", "nerf", "peers", "estimate", "scenes", "scaling"] = "all",
     steps: int = 20,
     turns: int = 5,
     batch: int = 8,
@@ -135,25 +108,32 @@ def bench(
     sizes: tuple[int, ...] = (64, 128),
     rows: tuple[int, ...] = (1, 8, 16),
     threads: tuple[int, ...] = (1, 2),
+    nerfacto_minutes: float | None = None,
+    scenes: int = 10,
+    size: int = 128,
 ) -> int:
     """Speed of the dream, of the reference worlds and of the NeRF beside nerfacto, in one run.
 
     Args:
         checkpoint: the world model: default, or a folder.
         what: one part only; peers (not in all): the dream beside itself without cache and beside --peer;
-            estimate (not in all): generations beside the time foretold for them.
+            estimate (not in all): generations beside the time foretold; scenes (not in all): surfaces rebuilt
+            from pictures against the exact ones; scaling (not in all): what views and pixels cost the NeRF.
         steps: control steps in one turn of an env.
         turns: how often each contestant has its turn; medians are printed.
         batch: rows of the batched dream.
-        preset: how long our NeRF trains; nerfacto gets the same seconds.
-        out: also write the results as JSON to this file.
+        preset: how long our NeRF trains; nerfacto gets the same seconds, unless nerfacto-minutes says else.
+        out: also write the results as JSON to this file, and the figure of scaling beside it (.png).
         seed: seed of scenes and noise.
         peer: also time another project's world model, NAME=PATH of a checkout (diamond=PATH).
-        sizes: heights (and widths) of the pictures for peers and estimate.
+        sizes: heights (and widths) of the pictures for peers, estimate and scaling.
         rows: rows of a batch for peers.
         threads: threads for peers.
+        nerfacto_minutes: let nerfacto train so long and say how much sooner our NeRF reaches its best.
+        scenes: how many scenes are rebuilt; their seeds follow one another.
+        size: height (and width) of the pictures of scenes.
     """
-    counts = {"steps": [steps], "turns": [turns], "batch": [batch]}
+    counts = {"steps": [steps], "turns": [turns], "batch": [batch], "scenes": [scenes], "size": [size]}
     for name, values in (counts | {"sizes": sizes, "rows": rows, "threads": threads}).items():
         if min(values, default=0) < 1:
             raise ValueError(f"--{name} must be at least 1, got {', '.join(map(str, values)) or 'nothing'}")
@@ -171,20 +151,19 @@ def bench(
     if what == "estimate":
         print(foretold(WorldModel.load(checkpoint), sizes))
     timings = race(contestants, turns) if contestants else []
-    fits = fit_both(preset, seed) if what in ("all", "nerf") else []
+    tables, results = [], {}
+    if what in ("all", "nerf", "scenes", "scaling"):
+        tables, results = reconstructions(what, preset, seed, nerfacto_minutes, scenes, size, sizes, out)
     after = os.getloadavg()[0]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     print(f"{machine}; load {before:.1f} before, {after:.1f} after (other programs' load slows wall times)")
     if timings:
-        print(f"\n{speed_table(timings)}")
-    if any(timing.setting for timing in timings):
-        print(f"\n{COST_ONLY}")
-    if fits:
-        print(f"\nNeRF of a {VIEWS}-view, 360-degree, 64x64 sweep of orrery/Orbit-v0\n{fit_table(fits)}")
+        tables = [speed_table(timings), *([COST_ONLY] if any(t.setting for t in timings) else []), *tables]
+    for table in tables:
+        print(f"\n{table}")
     if out is not None:
         body = {"machine": machine, "load": [before, after], "seed": seed}
-        body |= {"timings": [asdict(t) for t in timings], "nerf": [asdict(f) for f in fits]}
-        write_json(out, body)
+        write_json(out, body | {"timings": [asdict(t) for t in timings], "nerf": []} | results)
     return 0
 
 
@@ -341,41 +320,6 @@ def foretold(model: WorldModel, sizes: Sequence[int]) -> str:
     return aligned(rows)
 
 
-def fit_both(preset: str, seed: int) -> list[Fit]:
-    """Our NeRF with its own number of steps, then nerfacto for the same wall time, on one reference sweep."""
-    cameras = sweeps.orbit(VIEWS)
-    views = torch.from_numpy(
-        ReferenceSubject("orrery/Orbit-v0").sweep(None, cameras, HELD_OUT_SEED + seed).video
-    )
-    chosen = nerf.PRESETS[preset]
-    found, seconds = [], None
-    for name, config in (("orrery-nerf", nerf.method(chosen, seed)), ("nerfacto (torch)", nerf.nerfacto())):
-        cpu = time.process_time()
-        done = nerf.train_and_score(
-            config,
-            views,
-            cameras,
-            chosen.steps if seconds is None else NO_LIMIT_STEPS,
-            chosen.rays_per_step if seconds is None else NERFACTO_RAYS,
-            seed,
-            progress=seconds is None,
-            seconds=seconds,
-        )
-        seconds = done.seconds
-        score = done.held_out
-        found.append(
-            Fit(
-                name,
-                round(done.seconds, 1),
-                round(time.process_time() - cpu, 1),
-                done.steps,
-                *(round(part.mean().item(), 2) for part in (score.psnr, score.ssim)),
-                *(round(part.mean().item(), 2) for part in (score.copy_psnr, score.mean_image_psnr)),
-            )
-        )
-    return found
-
-
 def speed_table(timings: Sequence[Timing]) -> str:
     """Every contestant's rate, also as a multiple of the first one's of its setting."""
     first = {t.setting: t.rate for t in reversed(timings)}
@@ -393,31 +337,6 @@ def speed_table(timings: Sequence[Timing]) -> str:
     return aligned(
         [("env", "threads", "steps/s (slowest-fastest)", "CPU ms/step", "MMAC/step", "x first"), *rows]
     )
-
-
-def fit_table(fits: Sequence[Fit]) -> str:
-    """Both fields beside what anyone can reach without one."""
-    rows = [
-        (
-            f.name,
-            f"{f.seconds:.0f}",
-            f"{f.cpu_seconds:.0f}",
-            str(f.steps),
-            f"{f.psnr_db:.1f}",
-            f"{f.ssim:.2f}",
-        )
-        for f in fits
-    ]
-    rows += [("nearest view copied", "-", "-", "-", f"{fits[0].copy_psnr_db:.1f}", "-")]
-    rows += [("mean image", "-", "-", "-", f"{fits[0].mean_image_psnr_db:.1f}", "-")]
-    return aligned([("method", "seconds", "CPU s", "steps", "held-out PSNR dB", "SSIM"), *rows])
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text in columns."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def write_json(path: Path, body: dict) -> None:

@@ -22,6 +22,8 @@ def asset(
     seed: int = 0,
     held_out_every: int = 5,
     faces: int = 100_000,
+    refine_exposure: bool = False,
+    refine_poses: bool = False,
     view: bool = False,
     port: int = 8080,
 ) -> int:
@@ -34,6 +36,8 @@ def asset(
         seed: of the training.
         held_out_every: every so manieth view is kept from training, to be predicted.
         faces: at most so many triangles.
+        refine_exposure: also fit a gain per picture, where brightness wobbles.
+        refine_poses: also correct each picture's camera, where cameras are not quite right.
         view: then show it in the browser, with the cameras, their frames and the radiance field.
         port: of this machine, to show it on.
 
@@ -47,7 +51,8 @@ def asset(
     if preset == "gpu":
         cameras = cameras.to("cuda" if torch.cuda.is_available() else "cpu")
     port_shown = port if view else None
-    return write_asset(frames, cameras, output, preset, seed, held_out_every, faces, port_shown)
+    refined = {"exposure": refine_exposure, "poses": refine_poses}
+    return write_asset(frames, cameras, output, preset, seed, held_out_every, faces, port_shown, **refined)
 
 
 def write_asset(
@@ -59,6 +64,9 @@ def write_asset(
     held_out_every: int = 5,
     faces: int = 100_000,
     port_shown: int | None = None,
+    *,
+    exposure: bool = False,
+    poses: bool = False,
 ) -> int:
     """Reconstructs posed frames, prints held-out scores and writes the mesh; 3 where there is nothing.
 
@@ -66,7 +74,14 @@ def write_asset(
     """
     try:
         result = nerf.reconstruct(
-            frames, cameras, preset, seed=seed, held_out_every=held_out_every, progress=True
+            frames,
+            cameras,
+            preset,
+            seed=seed,
+            held_out_every=held_out_every,
+            exposure=exposure,
+            poses=poses,
+            progress=True,
         )
     except nerf.NothingReconstructed as reason:
         print(f"nothing reconstructed: {reason}")
@@ -83,6 +98,8 @@ def write_asset(
         f"SSIM {scores.ssim.mean():.3f}; nearest training view {scores.copy_psnr.mean():.1f} dB, "
         f"mean image {scores.mean_image_psnr.mean():.1f} dB"
     )
+    if scores.fitted_psnr is not None:
+        print(f"{scores.fitted_psnr.mean():.1f} dB with each held-out view's own pose or gain fitted too")
     print(f"PSNR {scores.psnr.mean():.1f} dB", flush=True)
     if port_shown is not None:
         scene = viewer.Scene(mesh, cameras, frames, result.point_cloud(), result.render)

@@ -37,20 +37,30 @@ class PointCloud:
 class MeshScore:
     """How well a surface agrees with the truth.
 
+    Accuracy and completeness as in DTU (Jensen et al. 2014, "Large Scale Multi-view Stereopsis Evaluation",
+    means, without its cap on outliers); precision, recall and F-score as in Tanks and Temples (Knapitsch et
+    al. 2017); normal consistency as in Occupancy Networks (Mescheder et al. 2019).
+
     Attributes:
         accuracy_m: mean distance from the surface to the truth.
         completeness_m: mean distance from the truth to the surface.
         chamfer_m: mean of the two.
-        f_score: harmonic mean of the shares of each that lie within the threshold of the other.
-        threshold_m: that threshold.
+        thresholds_m: distances that count as agreement in what follows.
+        precision: share of the surface that lies so near to the truth, for each threshold.
+        recall: share of the truth that lies so near to the surface, for each threshold.
+        f_score: harmonic mean of the two, for each threshold.
+        normal_consistency: mean absolute cosine between normals of nearest points, both ways.
         support: points of the truth that were compared.
     """
 
     accuracy_m: float
     completeness_m: float
     chamfer_m: float
-    f_score: float
-    threshold_m: float
+    thresholds_m: tuple[float, ...]
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
+    f_score: tuple[float, ...]
+    normal_consistency: float
     support: int
 
 
@@ -170,9 +180,22 @@ def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[
 
 def distances(points: Float[Tensor, "p 3"], mesh: Mesh) -> Float[Tensor, " p"]:
     """Distance of each point to the nearest point of a surface, metres."""
+    return nearest(points, mesh)[0]
+
+
+def nearest(
+    points: Float[Tensor, "p 3"], mesh: Mesh
+) -> tuple[Float[Tensor, " p"], Float[Tensor, "p 3"], Int[Tensor, " p"]]:
+    """Distance (metres) to the nearest point of a surface, the unit normal there, and which face it is on.
+
+    The normal is NaN where that face has no area.
+    """
     scene, _ = _raycasting(mesh)
     query = open3d.core.Tensor(points.cpu().numpy().astype(np.float32))  # pyright: ignore[reportCallIssue]
-    return torch.from_numpy(scene.compute_distance(query).numpy())
+    found = scene.compute_closest_points(query)
+    place, normal = (torch.from_numpy(found[k].numpy()) for k in ("points", "primitive_normals"))
+    face = torch.from_numpy(found["primitive_ids"].numpy().astype(np.int64))
+    return (points.cpu() - place).norm(dim=-1), torch.nn.functional.normalize(normal, dim=-1), face
 
 
 def seen_by(
@@ -193,39 +216,57 @@ def score(
     cameras: Cameras,
     depth: Float[Tensor, "n h w"],
     *,
-    threshold_m: float,
+    thresholds_m: tuple[float, ...],
     generator: torch.Generator,
     centre: Float[Tensor, " 3"] | None = None,
-    half_m: float = float("inf"),
+    radius_m: float = float("inf"),
+    faces: Bool[Tensor, " f"] | None = None,
     count: int = 20000,
 ) -> MeshScore:
     """Compares a mesh with the truth on surfaces that at least three views see.
 
     Args:
         depth: the truth's depth at the cameras (metres), which decides what is seen.
-        threshold_m: distance that counts as agreement in the F-score.
-        centre: with `half_m`, a cube outside of which nothing is compared.
+        thresholds_m: distances that count as agreement in the F-score.
+        centre: with `radius_m`, a ball outside of which nothing is compared.
+        faces: only these faces of the truth count, and only what of the mesh is nearest to one of them.
+        count: points on each surface, fewer where most of the truth lies outside of the ball.
 
     Returns:
         NaN scores with support 0 where nothing is left to compare.
     """
-    real = sample_surface(truth, count, generator)
-    keep: Bool[Tensor, " p"] = seen_by(real, cameras, depth) >= 3
-    if centre is not None:
-        keep &= ((real - centre).abs() <= half_m).all(-1)
-    real = real[keep]
-    if not len(mesh.faces) or not len(real):
-        nan = float("nan")
-        return MeshScore(nan, nan, nan, nan, threshold_m, 0)
-    made = sample_surface(mesh, count, generator)
-    if centre is not None:
-        made = made[((made - centre).abs() <= half_m).all(-1)]
-    to_truth, to_mesh = distances(made, truth), distances(real, mesh)
-    precision = (to_truth <= threshold_m).float().mean().item()
-    recall = (to_mesh <= threshold_m).float().mean().item()
+    middle = torch.zeros(3) if centre is None else centre
+    wanted = truth if faces is None else Mesh(truth.vertices, truth.faces[faces], truth.colours)
+    real = sample_surface(wanted, 10 * count, generator)  # walls far outside get most of them
+    real = real[(real - middle).norm(dim=-1) <= radius_m]
+    real = real[seen_by(real, cameras, depth) >= 3][:count]
+    made = sample_surface(mesh, count, generator) if len(mesh.faces) else torch.zeros(0, 3)
+    made = made[(made - middle).norm(dim=-1) <= radius_m]
+    to_truth, truth_normal, face = nearest(made, truth)
+    if faces is not None:
+        of_these = faces[face]
+        made, to_truth, truth_normal = made[of_these], to_truth[of_these], truth_normal[of_these]
+    if not len(made) or not len(real):
+        nan, nans = float("nan"), (float("nan"),) * len(thresholds_m)
+        return MeshScore(nan, nan, nan, thresholds_m, nans, nans, nans, nan, 0)
+    to_mesh, mesh_normal, _ = nearest(real, mesh)
+    precision = [(to_truth <= threshold).float().mean().item() for threshold in thresholds_m]
+    recall = [(to_mesh <= threshold).float().mean().item() for threshold in thresholds_m]
+    f_score = [2 * p * r / max(p + r, 1e-9) for p, r in zip(precision, recall, strict=True)]
     accuracy, completeness = to_truth.mean().item(), to_mesh.mean().item()
-    f_score = 2 * precision * recall / max(precision + recall, 1e-9)
-    return MeshScore(accuracy, completeness, (accuracy + completeness) / 2, f_score, threshold_m, len(real))
+    there = (truth_normal * nearest(made, mesh)[1]).sum(-1).abs().nanmean().item()
+    back = (mesh_normal * nearest(real, truth)[1]).sum(-1).abs().nanmean().item()
+    return MeshScore(
+        accuracy,
+        completeness,
+        (accuracy + completeness) / 2,
+        thresholds_m,
+        tuple(precision),
+        tuple(recall),
+        tuple(f_score),
+        (there + back) / 2,
+        len(real),
+    )
 
 
 def _raycasting(mesh: Mesh) -> tuple[open3d.t.geometry.RaycastingScene, int]:

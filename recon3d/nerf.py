@@ -1,16 +1,17 @@
-"""Frames and cameras -> radiance field, with nerfstudio: the one file that knows its models and conventions.
+"""Frames and cameras -> radiance field, with nerfstudio: this file and `nerf_model` know its conventions.
 
 `orrery-nerf` is a nerfstudio method (entry point `nerfstudio.method_configs`) around `recon3d.field`, made
 for a CPU; `reconstruct` trains it on frames in memory. Inside nerfstudio's box lengths are scaled so that the
 cameras' mean distance from their focus point is 1, with that point at the origin: our own similarity
 (`recon3d.similarity`), whose inverse is kept. Axes need no change, since rays are handed over and not poses.
-nerfstudio's pose optimiser and appearance embeddings stay off, or they would absorb the inconsistency that a
-held-out view is to reveal. nerfstudio's `depth` is the distance along the ray; `View.depth` is camera z,
+Pose correction and exposures per frame stay off unless asked for, or they would absorb the inconsistency that
+a held-out view is to reveal. nerfstudio's `depth` is the distance along the ray; `View.depth` is camera z,
 converted here, once.
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,14 +21,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras
-from recon3d.field import FieldConfig, RadianceField
+from recon3d.field import FieldConfig
 from recon3d.mesh import Mesh, PointCloud, fuse, keep_inside
+from recon3d.nerf_model import RATES, OrreryNerfModel, OrreryNerfModelConfig
 from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download
+from recon3d.refinement import fitted_poses, psnr_after_gain, reanchored
 from recon3d.similarity import NothingReconstructed, Similarity, focus_similarity
+from recon3d.stereo import agreed, corrected_depths
 from recon3d.torchvision_operators import declare_missing_operators
 from recon3d.training_rays import TrainingRays, training_rays
-from recon3d.views import HeldOut, View, normals_from_depth, psnr, score_held_out, ssim
-from recon3d.volume import bend, even_colour
+from recon3d.views import HeldOut, View, as_uint8, normals_from_depth, psnr, resized, score_held_out
 
 declare_missing_operators()
 allow_checkpoint_scalars()
@@ -39,112 +42,18 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConf
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig  # noqa: E402
 from nerfstudio.data.scene_box import SceneBox  # noqa: E402
 from nerfstudio.engine.callbacks import (  # noqa: E402
-    TrainingCallback,
     TrainingCallbackAttributes,
     TrainingCallbackLocation,
 )
 from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers  # noqa: E402
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig  # noqa: E402
 from nerfstudio.engine.trainer import TrainerConfig  # noqa: E402
-from nerfstudio.models.base_model import Model, ModelConfig  # noqa: E402
+from nerfstudio.models.base_model import Model  # noqa: E402
 from nerfstudio.models.nerfacto import NerfactoModelConfig  # noqa: E402
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig  # noqa: E402
 from nerfstudio.plugins.types import MethodSpecification  # noqa: E402
 
-
-@dataclass
-class OrreryNerfModelConfig(ModelConfig):
-    """nerfstudio's configuration of our model (tyro shows the comments)."""
-
-    _target: type = field(default_factory=lambda: OrreryNerfModel)
-    field: FieldConfig = field(default_factory=FieldConfig)
-    coarse_steps: int = 200  # steps until the finest voxels take part
-    bake_every: int = 16  # steps between refreshes of the density grid that guides sampling
-    distortion_loss_mult: float = 0.03
-    bend_loss_mult: float = 0.03  # flatness where colours are even; needs triplets, as `reconstruct` draws
-    seed: int = 0
-    enable_collider: bool = False
-    eval_num_rays_per_chunk: int = 8192
-
-
-class OrreryNerfModel(Model):
-    """`RadianceField` as a nerfstudio model."""
-
-    config: OrreryNerfModelConfig
-
-    def populate_modules(self) -> None:
-        super().populate_modules()
-        self.field = RadianceField(self.config.field)
-        self.compactness = 1.0  # how much of the distortion loss counts; see update_to_step
-        self.generators: dict[torch.device, torch.Generator] = {}
-
-    def generator(self) -> torch.Generator:
-        """Source of the random sample positions, on the device of the model."""
-        if self.device not in self.generators:
-            self.generators[self.device] = torch.Generator(self.device).manual_seed(self.config.seed)
-        return self.generators[self.device]
-
-    def get_param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        parts = {name: getattr(self.field, name) for name in _RATES}
-        return {name: list(part.parameters()) for name, part in parts.items()}
-
-    def update_to_step(self, step: int) -> None:
-        """Coarse to fine; and weights drawn together little by little, or the first fog would dissolve."""
-        total = len(self.config.field.resolutions)
-        self.field.levels = min(total, 1 + step * total // max(self.config.coarse_steps, 1))
-        self.compactness = min(1.0, 4 * step / max(self.config.coarse_steps, 1))
-
-    def before_step(self, step: int) -> None:
-        self.update_to_step(step)
-        if step % self.config.bake_every == 0:
-            self.field.bake()
-
-    def get_training_callbacks(
-        self, training_callback_attributes: TrainingCallbackAttributes
-    ) -> list[TrainingCallback]:
-        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.before_step)]
-
-    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
-        """Colours, accumulation and distance along the ray (nerfstudio calls it depth)."""
-        generator = self.generator() if self.training else None
-        out = self.field(ray_bundle.origins, ray_bundle.directions, generator)
-        outputs = {name: out[key][..., None] for name, key in _OUTPUTS.items()} | {"rgb": out["rgb"]}
-        if self.training:
-            outputs["spread"] = out["spread"]
-            if "collinear" in ray_bundle.metadata:
-                outputs["bend"] = bend(out["disparity"], ray_bundle.directions)
-        return outputs
-
-    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        error = (outputs["rgb"].detach() - batch["image"].to(self.device)).square().mean()
-        return {"psnr": -10 * torch.log10(error)}
-
-    def get_loss_dict(
-        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict | None = None
-    ) -> dict[str, Tensor]:
-        error = (outputs["rgb"] - batch["image"].to(self.device)).square().mean()
-        losses = {"rgb_loss": error}
-        if self.training:
-            losses["distortion_loss"] = (
-                self.compactness * self.config.distortion_loss_mult * outputs["spread"]
-            )
-            if "bend" in outputs:
-                flat = even_colour(batch["image"].to(self.device))
-                losses["bend_loss"] = self.config.bend_loss_mult * (flat * outputs["bend"]).mean()
-        return losses
-
-    def get_image_metrics_and_images(
-        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        truth = _as_uint8(batch["image"].to(outputs["rgb"]))[None]
-        rendered = _as_uint8(outputs["rgb"])[None]
-        metrics = {"psnr": psnr(rendered, truth).item(), "ssim": ssim(rendered, truth).item()}
-        return metrics, {"img": torch.cat([truth[0], rendered[0]], dim=1) / 255, "depth": outputs["depth"]}
-
-
 LEAST_GAIN_DB = 1.0  # over the mean image; a fit to pure noise gains 0.3 by being smooth
-_RATES = {"density": 0.1, "colour": 0.1, "features": 0.1, "sky": 0.05, "shading": 2e-3}  # learning rates
-_OUTPUTS = {"accumulation": "opacity", "depth": "median", "expected_depth": "expected"}
 
 
 @dataclass
@@ -174,14 +83,31 @@ PRESETS = {
 }
 
 
-def method(preset: NerfPreset, seed: int = 0) -> TrainerConfig:
-    """nerfstudio's configuration of a training run of our model."""
+def preset_for(name: str, cameras: Cameras) -> NerfPreset:
+    """A preset, where `cpu` trains up to twice as long on pictures larger than 64 x 64, which show more."""
+    chosen = PRESETS[name]
+    if name != "cpu":
+        return chosen
+    more = min(max((cameras.height * cameras.width) ** 0.5 / 64, 1.0), 2.0)
+    return replace(chosen, steps=round(chosen.steps * more))
+
+
+def method(
+    preset: NerfPreset, seed: int = 0, *, exposure: bool = False, poses: bool = False
+) -> TrainerConfig:
+    """nerfstudio's configuration of a training run of our model.
+
+    Args:
+        exposure: also fit a gain per training frame.
+        poses: also fit a pose correction per training frame; it starts once there is something to align to.
+    """
     optimizers = {}
-    for name, rate in _RATES.items():
+    for name, rate in RATES.items():
+        quick = preset.steps // 4
         decay = ExponentialDecaySchedulerConfig(
             lr_final=0.05 * rate,
             max_steps=preset.steps,
-            warmup_steps=min(20, preset.steps // 4),
+            warmup_steps=quick if name == "camera_opt" else min(20, quick),
             ramp="linear",
         )
         optimizers[name] = {"optimizer": FusedAdamConfig(lr=rate), "scheduler": decay}
@@ -199,7 +125,13 @@ def method(preset: NerfPreset, seed: int = 0) -> TrainerConfig:
                 train_num_rays_per_batch=preset.rays_per_step,
                 eval_num_rays_per_batch=preset.rays_per_step,
             ),
-            model=OrreryNerfModelConfig(field=preset.field, coarse_steps=preset.steps // 2, seed=seed),
+            model=OrreryNerfModelConfig(
+                field=preset.field,
+                coarse_steps=preset.steps // 2,
+                seed=seed,
+                exposure=exposure,
+                camera_optimizer=CameraOptimizerConfig(mode="SO3xR3" if poses else "off"),
+            ),
         ),
         optimizers=optimizers,
         viewer=ViewerConfig(num_rays_per_chunk=8192),
@@ -231,6 +163,10 @@ orrery_nerf = MethodSpecification(
 )
 
 
+Watch = Callable[[Model, int, float], None]
+"""Looks at a model in training: the model, the steps done, the seconds of training so far."""
+
+
 def fit(
     config: TrainerConfig,
     rays: TrainingRays,
@@ -239,11 +175,13 @@ def fit(
     seed: int = 0,
     seconds: float | None = None,
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> tuple[Model, int]:
     """Trains any ray-based nerfstudio method on rays in memory with its own losses, optimisers, callbacks.
 
     Args:
         seconds: stop after this wall time, even if fewer steps were reached (for peers that are too slow).
+        watch: called after every step; its own time does not count.
 
     Returns:
         the model in evaluation mode and the steps that were done.
@@ -261,9 +199,10 @@ def fit(
         optimizers = Optimizers(dict(config.optimizers), model.get_param_groups())
         callbacks = model.get_training_callbacks(TrainingCallbackAttributes(None, None, None, None))
         model.train()
-        start, done = time.perf_counter(), 0
+        start, done, watched = time.perf_counter(), 0, 0.0
         for step in tqdm(range(steps), desc=config.method_name, disable=not progress):
-            if seconds is not None and time.perf_counter() - start > seconds:
+            spent = time.perf_counter() - start - watched
+            if seconds is not None and spent > seconds:
                 break
             batch = draw(rays_per_step, generator).to(device)
             for callback in callbacks:
@@ -281,8 +220,12 @@ def fit(
             for callback in callbacks:
                 callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
             done = step + 1
+            if watch is not None:
+                before = time.perf_counter()
+                watch(model, done, before - start - watched)
+                watched += time.perf_counter() - before
     if isinstance(model, OrreryNerfModel):
-        model.field.bake()
+        model.settle()
     return model.eval(), done
 
 
@@ -293,7 +236,8 @@ class Reconstruction:
     Attributes:
         model: the nerfstudio model, in its box.
         similarity: world to that box.
-        cameras: the cameras of the training views.
+        cameras: the cameras of the training views, corrected where that was asked for.
+        frames: the training views.
         held_out: agreement on the views that were held out.
         steps: training steps done.
         seconds: wall time of training.
@@ -302,6 +246,7 @@ class Reconstruction:
     model: Model
     similarity: Similarity
     cameras: Cameras
+    frames: UInt8[Tensor, "n h w 3"]
     held_out: HeldOut
     steps: int
     seconds: float
@@ -310,24 +255,33 @@ class Reconstruction:
         """Colour, depth, normals and opacity as any cameras see them."""
         return render(self.model, self.similarity, cameras)
 
-    def mesh(self, voxel_m: float | None = None, upscale: int = 2, views: int = 20) -> Mesh:
-        """Surface around the point that the cameras look at, fused from depth rendered at training cameras.
+    @property
+    def radius_m(self) -> float:
+        """Of the ball around the point that the cameras look at, which `mesh` keeps."""
+        return FieldConfig().inner / self.similarity.scale
+
+    def mesh(self, voxel_m: float | None = None, side: int = 128, views: int = 40) -> Mesh:
+        """Surface around the point that the cameras look at, fused from depth at the training cameras.
+
+        The depth is the field's, corrected by how well the pictures match where it lies (`recon3d.stereo`).
 
         Args:
-            voxel_m: size of the fusion's voxels; default half a pixel's footprint at the focus.
-            upscale: how many times larger than the frames the depth is rendered.
+            voxel_m: size of the fusion's voxels; default a pixel's footprint at the focus, over 1.5.
+            side: longer side of the depth maps, pixels; pictures of less than half are enlarged twice only.
             views: from how many of the cameras, evenly chosen.
         """
         chosen = torch.linspace(0, len(self.cameras) - 1, min(views, len(self.cameras))).round().long()
         cameras = self.cameras[chosen.to(self.cameras.K.device)]
-        cameras = cameras.resized(cameras.height * upscale, cameras.width * upscale)
+        factor = min(side / max(cameras.height, cameras.width), 2.0)
+        cameras = cameras.resized(round(factor * cameras.height), round(factor * cameras.width))
         view = self.render(cameras)
-        footprint = 1 / (self.similarity.scale * self.cameras.K[0, 1, 1].item())
-        depth = torch.where(view.opacity > 0.5, view.depth, torch.zeros_like(view.depth))
-        depth = keep_inside(
-            cameras, depth, self.similarity.centre, FieldConfig().inner / self.similarity.scale
-        )
-        return fuse(view.rgb, depth, cameras, voxel_m or footprint / 2)
+        frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
+        unit = 1 / self.similarity.scale
+        depth = corrected_depths(frames, cameras, view.depth, self.similarity.centre, 0.1 * unit)
+        depth = torch.where(view.opacity > 0.5, depth, torch.zeros_like(depth))
+        depth = agreed(cameras, depth, 0.02 * unit)
+        depth = keep_inside(cameras, depth, self.similarity.centre, self.radius_m)
+        return fuse(frames, depth, cameras, voxel_m or unit / cameras.K[0, 1, 1].item() / 1.5)
 
     def point_cloud(self) -> PointCloud:
         """The surface seen by each pixel of the training cameras, with colours and normals."""
@@ -343,6 +297,8 @@ def reconstruct(
     *,
     seed: int = 0,
     held_out_every: int = 5,
+    exposure: bool = False,
+    poses: bool = False,
     progress: bool = False,
 ) -> Reconstruction:
     """Trains `orrery-nerf` on posed frames, without every k-th view, and scores it on those.
@@ -352,14 +308,16 @@ def reconstruct(
     Args:
         frames: one picture per camera, of the cameras' size.
         held_out_every: k; views k - 1, 2k - 1, ... are held out.
+        exposure: also fit a gain per training frame and colour channel, for sweeps whose brightness wobbles.
+        poses: also correct the pose of each training frame, for sweeps whose cameras are not quite right.
 
     Raises:
         ValueError: frames and cameras do not match, or there are too few views to hold any out.
         NothingReconstructed: no parallax, or held-out views come out hardly better than a mean image.
     """
-    chosen = PRESETS[preset]
+    chosen = preset_for(preset, cameras)
     result = train_and_score(
-        method(chosen, seed),
+        method(chosen, seed, exposure=exposure, poses=poses),
         frames,
         cameras,
         chosen.steps,
@@ -387,6 +345,7 @@ def train_and_score(
     held_out_every: int = 5,
     progress: bool = False,
     seconds: float | None = None,
+    watch: Watch | None = None,
 ) -> Reconstruction:
     """Any nerfstudio method under the protocol of `reconstruct`; `seconds` bounds slow peers."""
     held_out = held_out_views(frames, cameras, held_out_every)
@@ -395,11 +354,19 @@ def train_and_score(
     similarity = focus_similarity(known)
     start = time.perf_counter()
     rays = training_rays(frames[~held_out], known, similarity)
-    model, done = fit(config, rays, steps, rays_per_step, seed, seconds, progress)
+    model, done = fit(config, rays, steps, rays_per_step, seed, seconds, progress, watch)
     elapsed = time.perf_counter() - start
-    rendered = render(model, similarity, cameras[held_out]).rgb
-    scores = score_held_out(rendered, frames, cameras, held_out)
-    return Reconstruction(model, similarity, known, scores, done, elapsed)
+    wanted, truth = cameras[held_out], frames[held_out]
+    refined = model.pose_adjustment if isinstance(model, OrreryNerfModel) else None
+    if refined is not None:
+        similarity, known = reanchored(similarity, known, refined)
+    scores = score_held_out(render(model, similarity, wanted).rgb, frames, cameras, held_out)
+    if isinstance(model, OrreryNerfModel) and refined is not None:
+        wanted = fitted_poses(model.field, similarity, wanted, truth, torch.Generator().manual_seed(seed))
+        scores = replace(scores, fitted_psnr=psnr(render(model, similarity, wanted).rgb, truth))
+    if isinstance(model, OrreryNerfModel) and model.exposure is not None:
+        scores = replace(scores, fitted_psnr=psnr_after_gain(render(model, similarity, wanted).rgb, truth))
+    return Reconstruction(model, similarity, known, frames[~held_out], scores, done, elapsed)
 
 
 def held_out_views(frames: UInt8[Tensor, "n h w 3"], cameras: Cameras, every: int) -> Bool[Tensor, " n"]:
@@ -432,7 +399,7 @@ def render(model: Model, similarity: Similarity, cameras: Cameras) -> View:
     forward = cameras.c2w[:, None, None, :3, 2]
     depth = similarity.metres(whole["depth"][..., 0]) * (directions * forward).sum(-1)
     normals = normals_from_depth(cameras, depth)
-    return View(_as_uint8(whole["rgb"]), depth, normals, whole["accumulation"][..., 0].clamp(0, 1))
+    return View(as_uint8(whole["rgb"]), depth, normals, whole["accumulation"][..., 0].clamp(0, 1))
 
 
 def _bundle(
@@ -449,7 +416,3 @@ def _bundle(
         camera_indices=camera[:, None],
         metadata={"directions_norm": ones} | ({"collinear": ones} if collinear else {}),
     )
-
-
-def _as_uint8(rgb: Float[Tensor, "*b 3"]) -> UInt8[Tensor, "*b 3"]:
-    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -37,6 +37,8 @@ class HeldOut:
         ssim: of the reconstruction.
         copy_psnr: of the training view whose camera is nearest, dB.
         mean_image_psnr: of the mean of the training views, dB.
+        fitted_psnr: of the reconstruction after each view's own pose or gain was fitted too, as the training
+            views' were (`recon3d.refinement` says how); None where nothing is fitted to single frames, dB.
     """
 
     views: Int[Tensor, " n"]
@@ -44,6 +46,7 @@ class HeldOut:
     ssim: Float[Tensor, " n"]
     copy_psnr: Float[Tensor, " n"]
     mean_image_psnr: Float[Tensor, " n"]
+    fitted_psnr: Float[Tensor, " n"] | None = None
 
     @property
     def gain_db(self) -> float:
@@ -112,3 +115,17 @@ def normals_from_depth(cameras: Cameras, depth: Float[Tensor, "n h w"]) -> Float
     padded = torch.cat([points[:, :, :1], points, points[:, :, -1:]], 2)
     right = padded[:, :, 2:] - padded[:, :, :-2]
     return torch.nn.functional.normalize(torch.linalg.cross(down, right), dim=-1)
+
+
+def as_uint8(rgb: Float[Tensor, "*b 3"]) -> UInt8[Tensor, "*b 3"]:
+    """Colours in [0, 1] as bytes, rounded; beyond that range they saturate, as in a camera."""
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def resized(frames: UInt8[Tensor, "n h w 3"], height: int, width: int) -> UInt8[Tensor, "n height width 3"]:
+    """Pictures of another size: smoothly interpolated, and averaged where they shrink."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    channels_first = rearrange(frames.float(), "n h w c -> n c h w")
+    made = torch.nn.functional.interpolate(channels_first, (height, width), mode="bilinear", antialias=True)
+    return rearrange(made, "n c h w -> n h w c").round().clamp(0, 255).to(torch.uint8)

@@ -16,25 +16,26 @@ from torch import Tensor, nn
 
 
 class _WeightedRows(torch.autograd.Function):
-    """Sum over corners of weight * row of a table; no gradient for the weights."""
+    """Sum over corners of weight * row of a table."""
 
     @staticmethod
     def forward(ctx, table, indices, weights):
-        ctx.save_for_backward(indices, weights)
+        ctx.save_for_backward(indices, weights, *((table,) if ctx.needs_input_grad[2] else ()))
         ctx.shape = table.shape
         return nn.functional.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
 
     @staticmethod
     def backward(ctx, grad):
-        indices, weights = ctx.saved_tensors
+        indices, weights, *table = ctx.saved_tensors
         rows, channels = ctx.shape
+        to_weights = (table[0][indices] * grad[:, None]).sum(-1) if table else None
         parts = (weights[..., None] * grad[:, None]).view(-1, channels)
         total = grad.new_zeros(rows, channels)
         if channels == 1:  # the one-dimensional kernel is much faster
             total[:, 0].index_add_(0, indices.flatten(), parts[:, 0])
         else:
             total.index_add_(0, indices.flatten(), parts)
-        return total, None, None
+        return total, None, to_weights
 
 
 def corners(
@@ -60,7 +61,7 @@ def interpolate(
 ) -> Float[Tensor, "p c"]:
     """Trilinear value of a grid (rows in x, y, z order) at points in [-1, 1]^3; corners sit on the walls.
 
-    Gradients reach the table, not the points.
+    Gradients reach the table, and the points where these ask for one (poses that are refined).
     """
     return _WeightedRows.apply(table, *corners(points, resolution))
 

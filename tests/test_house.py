@@ -18,6 +18,7 @@ POINTERS = (
     "probes.probe",
     "probes.demo",
     "probes.bench",
+    "probes.scenes_bench",
     "probes.tasks",
     "probes.framing",
     "probes.train_checker",

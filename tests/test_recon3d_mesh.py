@@ -84,27 +84,74 @@ def everywhere_seen() -> tuple[Cameras, torch.Tensor]:
     return cameras, torch.full((3, 32, 32), 100.0)
 
 
-def test_a_perfect_mesh_scores_perfectly_and_a_shifted_one_worse():
+def compared(mesh: Mesh, truth: Mesh, **options):
     cameras, depth = everywhere_seen()
-    results = [
-        score(mesh, cube(), cameras, depth, threshold_m=0.02, generator=seeded(), count=2000)
-        for mesh in (cube(), cube(shift=(0.0, 0.0, 0.03)), cube(shift=(0.0, 0.0, 0.2)))
-    ]
-    assert results[0].chamfer_m < 1e-4 and results[0].f_score > 0.999
-    assert results[0].chamfer_m < results[1].chamfer_m < results[2].chamfer_m
-    assert results[0].f_score > results[1].f_score > results[2].f_score
-    assert results[0].support == 2000
+    settings = dict(thresholds_m=(0.02, 0.1), generator=seeded(), count=2000) | options
+    return score(mesh, truth, cameras, settings.pop("depth", depth), **settings)
+
+
+def plate(height: float, half: float = 1.0) -> Mesh:
+    corners = torch.tensor(
+        [[-half, -half, height], [half, -half, height], [half, half, height], [-half, half, height]]
+    )
+    return Mesh(corners, torch.tensor([[0, 1, 2], [0, 2, 3]]), torch.zeros(4, 3, dtype=torch.uint8))
+
+
+def test_a_perfect_mesh_scores_perfectly():
+    result = compared(cube(), cube())
+    assert result.chamfer_m < 1e-4
+    assert min(result.f_score + result.precision + result.recall) > 0.999
+    assert result.normal_consistency > 0.98  # at the edges either side is nearest
+    assert result.support == 2000
+
+
+def test_a_known_error_is_measured_in_metres():
+    """A plate 3 cm too high is 3 cm off; half a plate leaves a known half of the truth uncovered."""
+    result = compared(plate(0.03), plate(0.0))
+    assert result.accuracy_m == pytest.approx(0.03, abs=1e-5)
+    assert result.completeness_m == pytest.approx(0.03, abs=1e-5)
+    assert result.f_score == (0.0, 1.0)
+    assert result.normal_consistency == pytest.approx(1.0, abs=1e-5)
+    small = compared(plate(0.0, half=0.5), plate(0.0))
+    assert small.accuracy_m < 1e-5 and small.precision == (1.0, 1.0)
+    assert small.recall[0] == pytest.approx(0.52**2, abs=0.03)  # the rim of 2 cm counts as covered
+    side = Mesh(plate(0.0).vertices[:, [2, 0, 1]], plate(0.0).faces, plate(0.0).colours)
+    assert compared(side, plate(0.0)).normal_consistency < 1e-5
+
+
+def test_a_worse_mesh_scores_worse():
+    results = [compared(cube(shift=(0.0, 0.0, z)), cube()) for z in (0.0, 0.03, 0.2)]
+    for worse, better in zip(results[1:], results, strict=False):
+        assert worse.accuracy_m > better.accuracy_m
+        assert worse.completeness_m > better.completeness_m
+        assert worse.chamfer_m > better.chamfer_m
+        assert worse.f_score[0] < better.f_score[0]
+        assert worse.normal_consistency < better.normal_consistency + 1e-3
+
+
+def test_only_the_ball_and_the_faces_that_count_are_compared():
+    near, far = cube(), cube(shift=(0.0, 0.0, 1.5))
+    both = Mesh(
+        torch.cat([near.vertices, far.vertices]),
+        torch.cat([near.faces, far.faces + len(near.vertices)]),
+        torch.cat([near.colours, far.colours]),
+    )
+    inside = compared(near, both, centre=torch.zeros(3), radius_m=0.9)
+    assert inside.f_score[0] > 0.999
+    chosen = torch.arange(len(both.faces)) < len(near.faces)
+    assert compared(near, both, faces=chosen).f_score[0] > 0.999
+    assert compared(near, both).recall[0] < 0.7
 
 
 def test_no_evidence_scores_nan():
-    cameras, depth = everywhere_seen()
-    empty = Mesh(
+    nothing = Mesh(
         torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.uint8)
     )
-    for mesh, seen in ((empty, depth), (cube(), depth * 0)):
-        result = score(mesh, cube(), cameras, seen, threshold_m=0.02, generator=seeded(), count=500)
+    _, depth = everywhere_seen()
+    for mesh, seen in ((nothing, depth), (cube(), depth * 0)):
+        result = compared(mesh, cube(), depth=seen)
         assert result.support == 0
-        assert np.isnan([result.chamfer_m, result.f_score]).all()
+        assert np.isnan([result.chamfer_m, result.normal_consistency, *result.f_score]).all()
 
 
 def test_points_behind_the_surface_are_not_seen():

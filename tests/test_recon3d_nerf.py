@@ -50,7 +50,7 @@ def test_depth_is_metric_camera_z(result, sweep):
 
 
 def test_the_mesh_and_the_points_stand_where_the_scene_is(result):
-    mesh, cloud = result.mesh(upscale=1), result.point_cloud()
+    mesh, cloud = result.mesh(side=48), result.point_cloud()
     assert len(mesh.faces) > 1000
     assert mesh.vertices.abs().max() < 1.2
     assert cloud.points.shape == cloud.normals.shape == cloud.colours.shape

@@ -1,0 +1,155 @@
+"""Depth maps corrected by what neighbouring pictures say, before they are fused (tensors only).
+
+A radiance field may explain every picture and still be centimetres off, because fog in front of a surface
+can look like the surface. So each depth map is swept: it is moved as a whole by many small offsets along its
+rays, and neighbouring pictures are looked up where it then lies (plane-sweep stereo, Collins 1996, with the
+field's own surface in place of planes). How well they match gives a mean and a variance of the offset for
+each pixel; offsets are then smoothed where colour and depth are even, so that plain regions take them from
+their surroundings (weighted least squares, Farbman et al. 2008, reweighted against outliers: Geman and
+McClure 1987). What other views contradict in the end is dropped (Galliani et al. 2015, section 4.3).
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, pad
+
+from recon3d.cameras import Cameras
+
+DIFFERENT = 0.05  # mean squared difference of colours beyond which more does not count
+NOISE = 2e-5  # the same between pictures of one surface: about one level of 255
+SHARPNESS = 4.0  # how sharply worse matches are ruled out; chosen on a reference scene, as the next three
+STIFFNESS = 1e4  # weight of smoothness, 1 / (offset in parts of the reach)^2 at the unit below
+OUTLIER = 0.13  # residual, in parts of the reach, that counts little
+EDGE = 10.0  # how fast links weaken with a change of colour in [0, 1]
+
+
+def neighbours(cameras: Cameras, centre: Float[Tensor, " 3"], count: int) -> Int[Tensor, "n k"]:
+    """For each camera those whose rays to the centre make the least angle with its own, of at least 4 deg."""
+    rays = torch.nn.functional.normalize(cameras.centres - centre, dim=-1)
+    angle = torch.rad2deg(torch.acos((rays @ rays.T).clamp(-1, 1)))
+    angle[angle < 4] = 360.0
+    return angle.topk(min(count, len(cameras) - 1), largest=False).indices
+
+
+def swept_costs(
+    picture: Float[Tensor, "3 h w"],
+    camera: Cameras,
+    depth: Float[Tensor, "h w"],
+    offsets: Float[Tensor, " d"],
+    pictures: Float[Tensor, "k 3 h w"],
+    cameras: Cameras,
+) -> Float[Tensor, "d h w"]:
+    """Mean squared difference to the better half of k other pictures, for each offset (metres).
+
+    The better half, because some of them see the surface hidden or lit otherwise.
+    """
+    size = torch.tensor([cameras.width, cameras.height]).to(depth)
+    costs = []
+    for offset in offsets:
+        points = camera.unproject((depth + offset)[None]).reshape(-1, 3)
+        pixels, z = cameras.project(points)
+        grid = rearrange(pixels / size * 2 - 1, "k (h w) c -> k h w c", h=len(depth))
+        seen = (grid.abs() < 1).all(-1) & (rearrange(z, "k (h w) -> k h w", h=len(depth)) > 0)
+        colours = grid_sample(pictures, grid, align_corners=False, padding_mode="border")
+        difference = (colours - picture).square().mean(1).clamp(max=DIFFERENT)
+        difference = torch.where(seen, difference, DIFFERENT)
+        difference = avg_pool2d(difference[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+        costs.append(difference.sort(0).values[: max(len(pictures) // 2, 1)].mean(0))
+    return torch.stack(costs)
+
+
+def likely_offsets(
+    costs: Float[Tensor, "d h w"], offsets: Float[Tensor, " d"]
+) -> tuple[Float[Tensor, "h w"], Float[Tensor, "h w"]]:
+    """Mean offset and its variance, where what matches worse than the best is exponentially less likely."""
+    best = costs.amin(0)
+    likely = torch.softmax(-SHARPNESS * (costs - best) / (best + NOISE), dim=0)
+    mean = (likely * offsets[:, None, None]).sum(0)
+    spread = (likely * (offsets[:, None, None] - mean).square()).sum(0)
+    return mean, spread + (offsets[1] - offsets[0]) ** 2 / 4
+
+
+def smoothed(
+    values: Float[Tensor, "h w"],
+    weights: Float[Tensor, "h w"],
+    across: Float[Tensor, "h w2"],
+    down: Float[Tensor, "h2 w"],
+    sweeps: int = 200,
+) -> Float[Tensor, "h w"]:
+    """Weighted least squares by Jacobi sweeps: near the values, and alike along links of high weight.
+
+    Args:
+        across: weight of the link between each pixel and the one to its right; `down`, below it.
+    """
+    left, right = pad(across, (1, 0)), pad(across, (0, 1))
+    up, low = pad(down, (0, 0, 1, 0)), pad(down, (0, 0, 0, 1))
+    total = weights + left + right + up + low + 1e-12
+    found = values
+    for _ in range(sweeps):
+        wide, tall = pad(found, (1, 1)), pad(found, (0, 0, 1, 1))
+        pulled = left * wide[:, :-2] + right * wide[:, 2:] + up * tall[:-2] + low * tall[2:]
+        found = (weights * values + pulled) / total
+    return found
+
+
+def corrected_depth(
+    picture: Float[Tensor, "3 h w"],
+    camera: Cameras,
+    depth: Float[Tensor, "h w"],
+    pictures: Float[Tensor, "k 3 h w"],
+    cameras: Cameras,
+    reach_m: float,
+    steps: int = 29,
+) -> Float[Tensor, "h w"]:
+    """One camera's depth (camera z, metres) after a sweep of offsets up to `reach_m` to both sides."""
+    offsets = torch.linspace(-reach_m, reach_m, steps).to(depth)
+    mean, variance = likely_offsets(swept_costs(picture, camera, depth, offsets, pictures, cameras), offsets)
+    stiffness = STIFFNESS * (0.14 / reach_m) ** 2
+
+    def links(dim: int) -> Tensor:
+        change = picture.diff(dim=dim + 1).abs().amax(0) * EDGE + depth.diff(dim=dim).abs() / (reach_m / 3)
+        return stiffness * torch.exp(-change)
+
+    across, down = links(1), links(0)
+    found = smoothed(mean, 1 / variance, across, down)
+    for _ in range(3):
+        trust = 1 / (1 + ((mean - found) / (OUTLIER * reach_m)).square()).square()
+        found = smoothed(mean, trust / variance, across, down)
+    return depth + found
+
+
+def corrected_depths(
+    frames: UInt8[Tensor, "n h w 3"],
+    cameras: Cameras,
+    depth: Float[Tensor, "n h w"],
+    centre: Float[Tensor, " 3"],
+    reach_m: float,
+    count: int = 12,
+) -> Float[Tensor, "n h w"]:
+    """All cameras' depths, each corrected by the pictures of `count` others; see `corrected_depth`."""
+    pictures = rearrange(frames.float() / 255, "n h w c -> n c h w")
+    near = neighbours(cameras, centre, count)
+    parts = [
+        corrected_depth(pictures[i], cameras[i], depth[i], pictures[near[i]], cameras[near[i]], reach_m)
+        for i in range(len(cameras))
+    ]
+    return torch.stack(parts)
+
+
+def agreed(
+    cameras: Cameras, depth: Float[Tensor, "n h w"], tolerance_m: float, fewest: int = 2
+) -> Float[Tensor, "n h w"]:
+    """Depth with 0 (unknown) where fewer than so many other views find a surface at the same place."""
+    size = torch.tensor([cameras.width, cameras.height])
+    kept = torch.zeros_like(depth)
+    for i in range(len(cameras)):
+        pixels, z = cameras.project(cameras[i].unproject(depth[i : i + 1]).reshape(-1, 3))
+        column, row = pixels.floor().long().unbind(-1)
+        inside: Bool[Tensor, "n p"] = (z > 0) & ((pixels >= 0) & (pixels < size.to(pixels))).all(-1)
+        view = torch.arange(len(cameras), device=depth.device)[:, None].expand_as(row)
+        there = depth[view, row.clamp(0, cameras.height - 1), column.clamp(0, cameras.width - 1)]
+        witnesses = (inside & ((z - there).abs() < tolerance_m)).sum(0) - 1
+        kept[i] = torch.where(witnesses.view(depth[i].shape) >= fewest, depth[i], 0.0)
+    return kept

@@ -1,0 +1,79 @@
+"""Depth corrected by neighbouring pictures: known errors shrink, contradicted depth goes."""
+
+import pytest
+import torch
+from analytic_scene import render
+
+from recon3d import sweeps
+from recon3d.stereo import agreed, corrected_depths, likely_offsets, neighbours, smoothed
+
+CENTRE = torch.tensor([0.0, 0.0, 0.15])
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    cameras = sweeps.orbit(14, height=48, width=48)
+    frames, depth = render(cameras)
+    return frames, cameras, depth.nan_to_num(posinf=10.0)
+
+
+def test_depth_that_floats_before_the_surface_is_brought_back(sweep):
+    """An error of 5 cm, and one that drifts over the picture, leave a median of less than 1 cm."""
+    frames, cameras, depth = sweep
+    near = depth < 2.0
+    drift = torch.linspace(-0.06, 0.06, 48)[None, :, None].expand_as(depth)
+    for error in (torch.full_like(depth, -0.05), drift):
+        found = corrected_depths(frames, cameras, depth + error, CENTRE, 0.15, count=6)
+        left = (found - depth).abs()[near]
+        assert left.median() < 0.01
+        assert (left > 0.03).float().mean() < 0.5 * (error.abs()[near] > 0.03).float().mean()
+
+
+def test_depth_that_is_right_stays(sweep):
+    frames, cameras, depth = sweep
+    found = corrected_depths(frames, cameras, depth, CENTRE, 0.15, count=6)
+    assert (found - depth).abs()[depth < 2.0].median() < 0.006
+
+
+def test_pictures_without_texture_leave_depth_as_it_is(sweep):
+    _, cameras, depth = sweep
+    plain = torch.full((14, 48, 48, 3), 90, dtype=torch.uint8)
+    found = corrected_depths(plain, cameras, depth, CENTRE, 0.15, count=6)
+    inner = (slice(None), slice(12, 36), slice(12, 36))  # all offsets project into all pictures there
+    assert (found - depth)[inner].abs().median() < 0.01
+
+
+def test_depth_that_other_views_contradict_is_dropped(sweep):
+    _, cameras, depth = sweep
+    floating = depth.clone()
+    floating[3, 22:28, 22:28] -= 0.4
+    kept = agreed(cameras, floating, 0.03) > 0
+    assert kept[3, 22:28, 22:28].float().mean() < 0.15  # a few lie on another thing by chance
+    true = agreed(cameras, depth, 0.03) > 0
+    assert true[depth < 1.5].float().mean() > 0.95
+
+
+def test_offsets_are_those_of_least_cost_and_vary_where_costs_are_flat():
+    offsets = torch.linspace(-0.1, 0.1, 21)
+    sharp = ((offsets - 0.034) ** 2)[:, None, None]
+    costs = torch.cat([sharp, torch.full_like(sharp, 1e-4)], dim=-1)
+    mean, variance = likely_offsets(costs, offsets)
+    assert mean[0, 0].item() == pytest.approx(0.034, abs=0.005)
+    assert mean[0, 1].item() == pytest.approx(0.0, abs=1e-6)
+    assert variance[0, 0] < 0.02**2 and variance[0, 1] > 0.05**2
+
+
+def test_smoothing_follows_trusted_values_along_links_only():
+    values = torch.tensor([[0.0, 5.0, 2.0, 7.0]])
+    weights = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
+    no_link = torch.zeros(0, 4)
+    apart = smoothed(values, weights, torch.zeros(1, 3), no_link)
+    assert torch.allclose(apart[:, [0, 2, 3]], values[:, [0, 2, 3]])
+    linked = smoothed(values, weights, torch.tensor([[100.0, 100.0, 0.0]]), no_link, sweeps=2000)
+    assert torch.allclose(linked, torch.tensor([[1.0, 1.0, 1.0, 7.0]]), atol=0.02)
+
+
+def test_neighbours_are_the_next_on_the_circle():
+    cameras = sweeps.orbit(18)
+    near = neighbours(cameras, torch.tensor([0.0, 0.0, 0.15]), 4)
+    assert sorted(near[5].tolist()) == [3, 4, 6, 7]

@@ -1,0 +1,204 @@
+"""COLMAP's steps through pycolmap, on the CPU, silent, the same under a seed: features, matches, mapping.
+
+One folder holds the pictures (0000.png, ...) and the database of one run. Pixels are those of the pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+MOST_FEATURES = 4096
+OVERLAP = 10  # a frame of a video is matched with so many that follow, and with some much later
+PAIRS_AT_ONCE = 20
+MOST_MODELS = 2
+LEAST_INLIERS = 15
+FLAT = {
+    pycolmap.TwoViewGeometryConfiguration.PLANAR,
+    pycolmap.TwoViewGeometryConfiguration.PANORAMIC,
+    pycolmap.TwoViewGeometryConfiguration.PLANAR_OR_PANORAMIC,
+    pycolmap.TwoViewGeometryConfiguration.WATERMARK,
+}
+
+pycolmap.logging.minloglevel = 3  # FATAL: COLMAP logs to stderr otherwise, and what matters is returned
+
+
+def video_pairs(frames: int) -> list[tuple[int, int]]:
+    """Each frame with the next ones, and with those 16, 32, ... later, which close loops."""
+    later = [*range(1, OVERLAP + 1), *(2**k for k in range(4, 12))]
+    return [(a, a + step) for a in range(frames) for step in later if a + step < frames]
+
+
+def all_pairs(frames: int) -> list[tuple[int, int]]:
+    """Each with each."""
+    return [(a, b) for a in range(frames) for b in range(a + 1, frames)]
+
+
+def write_pictures(
+    folder: Path,
+    frames: UInt8[np.ndarray, "n h w 3"],
+    masks: Bool[np.ndarray, "n h w"] | None,
+    height: int,
+    width: int,
+) -> None:
+    """Frames, and what masks leave of them, as files of the given size."""
+    for k, frame in enumerate(frames):
+        picture = Image.fromarray(frame)
+        if picture.size != (width, height):
+            shrunk = width < picture.width
+            picture = picture.resize((width, height), _resampling(shrunk))
+        picture.save(folder / _name(k), compress_level=1)
+        if masks is not None:
+            kept = Image.fromarray(np.where(masks[k], 0, 255).astype(np.uint8))
+            (folder / "masks").mkdir(exist_ok=True)
+            kept.resize((width, height), Image.Resampling.NEAREST).save(folder / "masks" / f"{_name(k)}.png")
+
+
+def find_features(folder: Path, focal_px: float, known: bool, progress: bool = False) -> None:
+    """SIFT features of all pictures (Lowe 2004), seen by one shared pinhole camera."""
+    names = sorted(path.name for path in folder.glob("*.png"))
+    with Image.open(folder / names[0]) as picture:
+        width, height = picture.size
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", focal_px, width, height)
+    reading = pycolmap.ImageReaderOptions()
+    reading.camera_model, reading.camera_params = camera.model_name, camera.params_to_string()
+    if (folder / "masks").is_dir():
+        reading.mask_path = folder / "masks"
+    extraction = pycolmap.FeatureExtractionOptions()
+    extraction.num_threads, extraction.use_gpu = 1, False
+    extraction.sift.max_num_features = MOST_FEATURES
+    for name in tqdm(names, desc="features", disable=not progress):
+        pycolmap.extract_features(
+            _database(folder),
+            folder,
+            [name],
+            pycolmap.CameraMode.SINGLE,
+            reading,
+            extraction,
+            pycolmap.Device.cpu,
+        )
+        reading.existing_camera_id = 1
+    set_focal(folder, focal_px, known)
+
+
+def set_focal(folder: Path, focal_px: float, known: bool) -> None:
+    """The focal length that verification and mapping start from, and whether they may rely on it."""
+    with pycolmap.Database.open(_database(folder)) as database:
+        camera = database.read_camera(1)
+        camera.focal_length, camera.has_prior_focal_length = focal_px, known
+        database.update_camera(camera)
+
+
+def match(folder: Path, pairs: Sequence[tuple[int, int]], seed: int, progress: bool = False) -> None:
+    """Matches pairs of pictures and keeps what a two-view geometry explains."""
+    matching = pycolmap.FeatureMatchingOptions()
+    matching.num_threads, matching.use_gpu = 1, False
+    verification = pycolmap.TwoViewGeometryOptions()
+    verification.ransac.random_seed = seed
+    pairing = pycolmap.ImportedPairingOptions()
+    pairing.match_list_path = folder / "pairs.txt"
+    with tqdm(total=len(pairs), desc="matches", disable=not progress) as bar:
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            block = pairs[start : start + PAIRS_AT_ONCE]
+            (folder / "pairs.txt").write_text("\n".join(f"{_name(a)} {_name(b)}" for a, b in block))
+            pycolmap.match_image_pairs(
+                _database(folder), matching, pairing, verification, pycolmap.Device.cpu
+            )
+            bar.update(len(block))
+
+
+def map_scene(
+    folder: Path, free_focal: bool, seed: int, progress: bool = False
+) -> pycolmap.Reconstruction | None:
+    """Cameras and points from verified matches: the model with most pictures; None where there is none.
+
+    One thread, or the result would not repeat.
+    """
+    options = pycolmap.IncrementalPipelineOptions()
+    options.num_threads, options.random_seed = 1, seed
+    options.extract_colors = False
+    options.max_num_models = MOST_MODELS
+    options.min_model_size = 3
+    options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = free_focal
+    pycolmap.set_random_seed(seed)
+    (folder / "models").mkdir(exist_ok=True)
+    with tqdm(desc="cameras", disable=not progress) as bar:
+        models = pycolmap.incremental_mapping(
+            _database(folder),
+            folder,
+            folder / "models",
+            options,
+            next_image_callback=lambda: bar.update() and None,
+        )
+    return max(models.values(), key=lambda model: model.num_reg_images(), default=None)
+
+
+def _database(folder: Path) -> Path:
+    return folder / "database.db"
+
+
+def _name(frame: int) -> str:
+    return f"{frame:04d}.png"
+
+
+def _resampling(shrunk: bool) -> Image.Resampling:
+    return Image.Resampling.BOX if shrunk else Image.Resampling.BICUBIC
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What the features of the frames have in common.
+
+    Attributes:
+        features: in the median frame.
+        inliers: verified matches of the median pair of neighbouring frames.
+        shift: of the matched features between the pair of frames where it is largest (median over the
+            features), over the picture's width; NaN where no pair matches.
+        flat: share of the pairs that one homography explains, or an overlay that never moves.
+        features_in_pairs: per frame, how many features match in at least two other frames.
+    """
+
+    features: int
+    inliers: float
+    shift: float
+    flat: float
+    features_in_pairs: list[int]
+
+
+def read_matches(folder: Path, count: int) -> Matches:
+    """Sums up the verified matches of a run on `count` frames."""
+    with pycolmap.Database.open(_database(folder)) as database:
+        images = {image.image_id: frame_of(image.name) for image in database.read_all_images()}
+        places = {frame: database.read_keypoints(k)[:, :2] for k, frame in images.items()}
+        pair_ids, geometries = database.read_two_view_geometries()
+        width = database.read_camera(1).width
+    partners = [np.zeros(len(places[frame]), int) for frame in range(count)]
+    near, shifts, flat = np.zeros(count - 1), [], []
+    for pair_id, geometry in zip(pair_ids, geometries, strict=True):
+        a, b = (images[k] for k in pycolmap.pair_id_to_image_pair(pair_id))
+        first, second = geometry.inlier_matches.astype(int).reshape(-1, 2).T
+        if len(first) < LEAST_INLIERS:
+            continue
+        partners[a][first] += 1
+        partners[b][second] += 1
+        shifts.append(np.median(np.linalg.norm(places[a][first] - places[b][second], axis=1)) / width)
+        flat.append(geometry.config in FLAT)
+        if b == a + 1:
+            near[a] = len(first)
+    return Matches(
+        features=int(np.median([len(place) for place in places.values()])),
+        inliers=float(np.median(near)),
+        shift=float(max(shifts, default=np.nan)),
+        flat=float(np.mean(flat)) if flat else 0.0,
+        features_in_pairs=[int((seen >= 2).sum()) for seen in partners],
+    )
+
+
+def frame_of(name: str) -> int:
+    """The index of a frame by the name of its picture."""
+    return int(Path(name).stem)

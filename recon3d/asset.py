@@ -1,4 +1,4 @@
-"""The command `orrery asset`: posed pictures in, a mesh out, with its held-out PSNR."""
+"""The command `orrery asset`: a video or pictures in, a mesh out, with its held-out PSNR."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,8 +10,12 @@ from torch import Tensor
 
 from recon3d import assets, nerf, viewer
 from recon3d.cameras import Cameras
-from recon3d.captures import read_capture
+from recon3d.captures import READING, Reading, read_capture
 from recon3d.mesh import cleaned, decimated
+
+UNKNOWN_SCALE = (
+    "scale unknown: the cameras are 1 from what they look at, on average (--distance-m makes it metres)"
+)
 
 
 def asset(
@@ -24,20 +28,23 @@ def asset(
     faces: int = 100_000,
     refine_exposure: bool = False,
     refine_poses: bool = False,
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = READING,
     view: bool = False,
     port: int = 8080,
 ) -> int:
-    """Rebuild a thing in 3D from posed pictures and write it as a mesh.
+    """Rebuild a thing in 3D from a video or pictures and write it as a mesh.
 
     Args:
-        source: a folder with pictures and a transforms.json (nerfstudio's format), or prompt:TEXT.
-        output: where the mesh goes; .glb (+Y up, as glTF demands), .ply or .obj (+Z up); metres.
+        source: a video, a folder of photos, one with a transforms.json (nerfstudio's format), or prompt:TEXT.
+        output: where the mesh goes; .glb (+Y up, as glTF demands), .ply or .obj (+Z up); metres where the
+            scale is known.
         preset: how long to train: tiny for a quick look, cpu, or gpu for a finer grid on a CUDA device.
         seed: of the training.
         held_out_every: every so manieth view is kept from training, to be predicted.
         faces: at most so many triangles.
         refine_exposure: also fit a gain per picture, where brightness wobbles.
         refine_poses: also correct each picture's camera, where cameras are not quite right.
+        reading: size of the pictures, frames of a video, what is known of its camera.
         view: then show it in the browser, with the cameras, their frames and the radiance field.
         port: of this machine, to show it on.
 
@@ -47,12 +54,20 @@ def asset(
     assets.checked_suffix(output)
     if view:
         viewer.check_port(port)
-    frames, cameras = read_capture(Path(source))
+    try:
+        capture = read_capture(Path(source), reading, progress=True)
+    except nerf.NothingReconstructed as reason:
+        print(f"nothing reconstructed: {reason}")
+        return 3
+    frames, cameras = capture.frames, capture.cameras
     if preset == "gpu":
         cameras = cameras.to("cuda" if torch.cuda.is_available() else "cpu")
     port_shown = port if view else None
     refined = {"exposure": refine_exposure, "poses": refine_poses}
-    return write_asset(frames, cameras, output, preset, seed, held_out_every, faces, port_shown, **refined)
+    unit = "metres" if capture.metric else UNKNOWN_SCALE
+    return write_asset(
+        frames, cameras, output, preset, seed, held_out_every, faces, port_shown, unit=unit, **refined
+    )
 
 
 def write_asset(
@@ -65,6 +80,7 @@ def write_asset(
     faces: int = 100_000,
     port_shown: int | None = None,
     *,
+    unit: str = "metres",
     exposure: bool = False,
     poses: bool = False,
 ) -> int:
@@ -92,7 +108,7 @@ def write_asset(
         return 3
     assets.write(mesh, output)
     scores = result.held_out
-    print(f"{output}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces, metres")
+    print(f"{output}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {unit}")
     print(f"training {result.seconds:.0f} s, {result.steps} steps, {len(scores.views)} views held out")
     print(
         f"SSIM {scores.ssim.mean():.3f}; nearest training view {scores.copy_psnr.mean():.1f} dB, "

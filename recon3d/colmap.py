@@ -124,16 +124,21 @@ def map_scene(
     options.extract_colors = False
     options.max_num_models = MOST_MODELS
     options.min_model_size = 3
+    options.init_num_trials = 30  # a scene's first pair is among the first; the rest is hopeless and slow
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = free_focal
     pycolmap.set_random_seed(seed)
     (folder / "models").mkdir(exist_ok=True)
     with tqdm(desc="cameras", disable=not progress) as bar:
+
+        def count_one() -> None:
+            bar.update()
+
         models = pycolmap.incremental_mapping(
             _database(folder),
             folder,
             folder / "models",
             options,
-            next_image_callback=lambda: bar.update() and None,
+            next_image_callback=count_one,
         )
     return max(models.values(), key=lambda model: model.num_reg_images(), default=None)
 

@@ -34,9 +34,12 @@ LEAST_POINTS = 100
 LEAST_TRACK = 3
 LEAST_ANGLE_DEG = 2.0
 LEAST_EXPLAINED = 0.4
-FEW_FEATURES = 30
+FEW_FEATURES, FEW_INLIERS = 30, 15  # in a frame; shared by neighbours
 STILL = 0.01  # shift of matched features over the picture's width, below which nothing moved
-MOSTLY_FLAT = 0.8  # share of pairs that one homography explains, from which there is no parallax to use
+SURELY_FLAT, MOSTLY_FLAT = (
+    0.98,
+    0.8,
+)  # share of pairs that a homography explains: no parallax; none if it fails
 FOCAL_OFF, SUPPORT_OFF = (
     1.2,
     1.1,
@@ -74,10 +77,12 @@ class Registration:
 
     @property
     def focal_px(self) -> float:
-        """Of the one camera of all frames, in their pixels."""
+        """Of the one camera of all frames, in their pixels; NaN where none registers."""
         return self.cameras.K[0, 0, 0].item()
 
     def __str__(self) -> str:
+        if not self.registered.any():
+            return f"none of {len(self.registered)} frames registers"
         return (
             f"{int(self.registered.sum())} of {len(self.registered)} frames register on {len(self.points)} "
             f"points, reprojection error {self.reprojection_px:.2f} px, focal length {self.focal_px:.0f} px"
@@ -110,6 +115,7 @@ def register(
     frames: UInt8[np.ndarray, "n h w 3"],
     *,
     focal_px: float | None = None,
+    guess_px: float | None = None,
     masks: Bool[np.ndarray, "n h w"] | None = None,
     ordered: bool = True,
     seed: int = 0,
@@ -121,6 +127,7 @@ def register(
         frames: of one camera with fixed zoom.
         focal_px: of that camera, if known, in pixels of the frames. Otherwise it is estimated: freely from
             25 frames on, as the best of a few for fewer.
+        guess_px: about that, as a photo's file names it: where the estimate sets out; few frames keep it.
         masks: where something moves or is not part of the scene; no feature is taken from there.
         ordered: the frames are a video; photos (False) are all matched with one another.
         seed: of the random sampling in verification and mapping.
@@ -148,14 +155,14 @@ def register(
         pairs = colmap.video_pairs(count) if ordered else colmap.all_pairs(count)
         colmap.match(folder, pairs, seed, progress)
         matched = colmap.read_matches(folder, count)
+        hopeless = _why_none(matched, flat=SURELY_FLAT)
+        if hopeless is not None:
+            return _refused(_registration(None, matched, count, height, width), *hopeless)
         found = []
-        for start, free in _starts(focal_px, side, count) if matched.features >= FEW_FEATURES else ():
+        for start, free in _starts(focal_px, guess_px, side, count):
             colmap.set_focal(folder, start * scale, focal_px is not None)
             model = colmap.map_scene(folder, free, seed, progress)
             found.append(_registration(model, matched, count, height, width))
-    if not found:
-        reason = f"frames hold {matched.features} features each; give sharp pictures of things with texture"
-        return _refused(_registration(None, matched, count, height, width), "no features", reason)
     if focal_px is not None and len(found) > 1:
         given, freed = found
         factor = max(freed.focal_px / focal_px, focal_px / freed.focal_px)
@@ -169,12 +176,14 @@ def register(
     return _judged(max(found, key=lambda one: one.observations), matched)
 
 
-def _starts(focal_px: float | None, side: int, count: int) -> list[tuple[float, bool]]:
+def _starts(
+    focal_px: float | None, guess_px: float | None, side: int, count: int
+) -> list[tuple[float, bool]]:
     """Focal lengths in pixels to try, each with whether it may change."""
     if focal_px is not None:
         return [(focal_px, False), (focal_px, True)] if count >= FEW_FRAMES else [(focal_px, False)]
-    if count >= FEW_FRAMES:
-        return [(FREE_START * side, True)]
+    if guess_px is not None or count >= FEW_FRAMES:
+        return [(guess_px or FREE_START * side, count >= FEW_FRAMES)]
     return [(guess * side, False) for guess in FIXED_GUESSES]
 
 
@@ -184,6 +193,7 @@ def _registration(
     """COLMAP's model in our conventions and pixels, not yet judged."""
     c2w = torch.full((count, 4, 4), torch.nan)
     K = torch.eye(3)
+    K[0, 0] = K[1, 1] = torch.nan
     K[0, 2], K[1, 2] = width / 2, height / 2
     points, observations, errors, candidates = [], 0, [], 0
     if model is not None:
@@ -225,34 +235,46 @@ def _widest_angle_deg(towards: Float[np.ndarray, "v 3"]) -> float:
 def _judged(found: Registration, matched: colmap.Matches) -> Registration:
     """The registration in a world that is upright and of our size, or why it is refused."""
     count, there = len(found.registered), int(found.registered.sum())
-    if there >= max(FEWEST_FRAMES, count / 2) and len(found.points) >= LEAST_POINTS:
-        if found.explained >= LEAST_EXPLAINED:
-            return _upright(found)
+    if there < max(FEWEST_FRAMES, count / 2) or len(found.points) < LEAST_POINTS:
+        reason = (
+            f"{there} of {count} frames register, on {len(found.points)} points (half of the frames and "
+            f"{LEAST_POINTS} points seen by 3 frames under {LEAST_ANGLE_DEG:g} degrees are needed); move the "
+            "camera around things that keep still"
+        )
+        return _refused(found, *(_why_none(matched, flat=MOSTLY_FLAT) or ("not one scene", reason)))
+    if found.explained < LEAST_EXPLAINED:
         reason = (
             f"{there} frames register, but explain {found.explained:.0%} of the matched features: something "
             "moves, or the camera stands still; mask what moves"
         )
         return _refused(found, "not one scene", reason)
+    return _upright(found)
+
+
+def _why_none(matched: colmap.Matches, flat: float) -> tuple[Verdict, str] | None:
+    """Why such matches give no cameras; None if they may.
+
+    Args:
+        flat: from which share of pairs that a homography explains there is no parallax.
+    """
+    if matched.features < FEW_FEATURES:
+        return "no features", (
+            f"frames hold {matched.features} features each; give sharp pictures of things with texture"
+        )
+    if matched.inliers < FEW_INLIERS:
+        return "not one scene", (
+            f"neighbouring frames share {matched.inliers:.0f} features; give more overlap and texture"
+        )
     if matched.shift < STILL:
-        reason = (
+        return "no parallax", (
             f"features move by at most {matched.shift:.1%} of the width: the camera stands still; move it"
         )
-        return _refused(found, "no parallax", reason)
-    if matched.inliers < FEW_FEATURES:
-        reason = f"neighbouring frames share {matched.inliers:.0f} features; give more overlap and texture"
-        return _refused(found, "not one scene", reason)
-    if matched.flat > MOSTLY_FLAT:
-        reason = (
+    if matched.flat > flat:
+        return "no parallax", (
             f"one homography explains {matched.flat:.0%} of the pairs of frames: the camera only turns or "
             "zooms, or sees a plane; move it sideways"
         )
-        return _refused(found, "no parallax", reason)
-    reason = (
-        f"{there} of {count} frames register, on {len(found.points)} points (half of the frames and "
-        f"{LEAST_POINTS} points seen by 3 frames under {LEAST_ANGLE_DEG:g} degrees are needed); move the "
-        "camera around things that keep still"
-    )
-    return _refused(found, "not one scene", reason)
+    return None
 
 
 def _refused(found: Registration, verdict: Verdict, reason: str) -> Registration:

@@ -53,7 +53,8 @@ def test_the_demo_leaves_a_whole_report_and_never_calls_the_network(tmp_path, mo
 def test_a_prompt_becomes_a_capture_that_the_asset_command_reads(tmp_path):
     words = orrery.dream_the_prompt(["prompt:a red ball", "-o", "ball.glb"], tmp_path)
     assert words == [str(tmp_path), "-o", "ball.glb"]
-    frames, cameras = read_capture(tmp_path)
+    capture = read_capture(tmp_path)
+    frames, cameras = capture.frames, capture.cameras
     assert len(frames) == len(cameras) == orrery.SWEEP_VIEWS
     asked = orbit(orrery.SWEEP_VIEWS)
     assert torch.allclose(cameras.c2w, asked.c2w, atol=1e-5) and torch.allclose(cameras.K, asked.K, atol=1e-3)

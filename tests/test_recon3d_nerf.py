@@ -155,7 +155,7 @@ def test_bad_sources_say_what_is_wrong(tmp_path, sweep):
         asset.asset(str(tmp_path / "none"), tmp_path / "a.glb")
     with pytest.raises(ValueError, match=r"\.glb"):
         asset.asset(str(tmp_path), tmp_path / "a.txt")
-    with pytest.raises(ValueError, match="cameras"):
+    with pytest.raises(ValueError, match="no pictures"):
         asset.asset(str(tmp_path), tmp_path / "a.glb")
     folder = write_capture(tmp_path / "capture", frames, cameras, lost=range(12))
     with pytest.raises(ValueError, match="8 exist"):

@@ -1,0 +1,105 @@
+"""Cameras of unposed video: true ones from textured sweeps, refusals with their reason from all else."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from probes.subjects import ReferenceSubject
+from recon3d import poses, sweeps
+from recon3d.similarity import NothingReconstructed
+from recon3d.trajectories import path_error
+
+SEED = 900_000_001
+SIDE = 128
+
+
+@pytest.fixture(scope="module")
+def orbit():
+    """Views all around a table scene whose floor registers: confetti, rich in corners."""
+    cameras = sweeps.orbit(40, height=SIDE, width=SIDE)
+    scene = {"floor": "confetti"}
+    return ReferenceSubject("orrery/Orbit-v0", SIDE, SIDE, scene).sweep(None, cameras, SEED).video, cameras
+
+
+def test_an_orbit_of_a_textured_scene_registers_where_it_was_filmed(orbit, capfd):
+    frames, truth = orbit
+    found = poses.register(frames)
+    assert found.verdict == "registered" and found.registered.all() and not found.reason
+    error = path_error(found.cameras, truth)
+    assert error.rotation_deg < 0.5 and error.share < 0.02
+    assert found.cameras.K.isfinite().all()
+    assert found.focal_px == pytest.approx(truth.K[0, 0, 0].item(), rel=0.03)
+    assert len(found.points) >= 100 and found.reprojection_px < 1
+    assert found.cameras.c2w[:, 2, 3].std() < 0.02, "up is +Z: an orbit stays at one height"
+    assert found.cameras.centres.norm(dim=-1).mean().item() == pytest.approx(1.0, abs=0.02)
+    assert capfd.readouterr().err == ""
+
+
+def test_few_frames_with_their_focal_length_register_the_same_each_time(orbit):
+    frames, truth = orbit[0][:12], orbit[1][:12]
+    first, second = (poses.register(frames, focal_px=truth.K[0, 0, 0].item()) for _ in range(2))
+    assert first.registered.all()
+    assert torch.equal(first.cameras.c2w, second.cameras.c2w)
+    assert path_error(first.cameras, truth).rotation_deg < 1.0
+
+
+def test_a_wrong_focal_length_is_told(orbit):
+    found = poses.register(orbit[0], focal_px=2.5 * SIDE)
+    assert found.verdict == "wrong intrinsics" and "leave it out" in found.reason
+    assert found.cameras.c2w.isnan().all()
+
+
+def texture() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((320, 320), Image.Resampling.BICUBIC)
+
+
+def still() -> np.ndarray:
+    return np.stack([np.asarray(texture().resize((160, 160)))] * 6)
+
+
+def zoom() -> np.ndarray:
+    boxes = [(4 * k, 4 * k, 320 - 4 * k, 320 - 4 * k) for k in range(0, 12, 2)]
+    return np.stack([np.asarray(texture().resize((160, 160), box=box)) for box in boxes])
+
+
+def blank() -> np.ndarray:
+    return np.full((10, 96, 128, 3), 90, np.uint8)
+
+
+def unrelated() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("film", "verdict", "word"),
+    [
+        (still, "no parallax", "stands still"),
+        (zoom, "no parallax", "homography"),
+        (blank, "no features", "texture"),
+        (unrelated, "not one scene", "overlap"),
+    ],
+)
+def test_what_holds_no_cameras_is_refused_with_the_reason(film, verdict, word):
+    found = poses.register(film())
+    assert (found.verdict, word in found.reason) == (verdict, True), found
+    assert found.cameras.c2w.isnan().all()
+
+
+def test_estimate_raises_the_reason():
+    with pytest.raises(NothingReconstructed, match="no features"):
+        poses.estimate(blank())
+
+
+def test_masked_pixels_give_no_features(orbit):
+    frames = orbit[0][:3]
+    found = poses.register(frames, masks=np.ones(frames.shape[:3], bool))
+    assert found.verdict == "no features"
+
+
+def test_bad_arguments_say_what_is_wrong():
+    with pytest.raises(ValueError, match="at least 3 frames, got 2"):
+        poses.estimate(blank()[:2])
+    with pytest.raises(ValueError, match="focal length"):
+        poses.estimate(blank(), focal_px=9000.0)

@@ -8,6 +8,7 @@ diameter. Beside all surfaces stand the things alone, without their table.
 
 import math
 import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,7 +104,10 @@ def scored_scene(seed: int, size: int, preset: str = "cpu", views: int = VIEWS) 
 
 def scenes_table(seeds: Sequence[int], size: int, preset: str = "cpu") -> tuple[list[SceneScore], str]:
     """Scores of scenes, and the same as text: a line each, then the mean and the worst of every column."""
-    found = [scored_scene(seed, size, preset) for seed in tqdm(seeds, desc="scenes", unit="scene")]
+    found = []
+    for seed in tqdm(seeds, desc="scenes", unit="scene"):
+        found.append(scored_scene(seed, size, preset))
+        tqdm.write("  ".join([str(seed), *_cells(_numbers(found[-1]))]), file=sys.stderr)
     numbers = np.array([_numbers(line) for line in found])
     lines = [(str(line.seed), *_cells(row), line.words) for line, row in zip(found, numbers, strict=True)]
     worst = np.where([better == "higher" for _, better, _ in COLUMNS], numbers.min(0), numbers.max(0))

@@ -13,11 +13,13 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, pad
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
 
 from recon3d.cameras import Cameras
+from recon3d.views import resized
 
 DIFFERENT = 0.05  # mean squared difference of colours beyond which more does not count
+FEWEST = 2  # pictures that must show a place
 NOISE = 2e-5  # the same between pictures of one surface: about one level of 255
 SHARPNESS = 4.0  # how sharply worse matches are ruled out; chosen on a reference scene, as the next three
 STIFFNESS = 1e4  # weight of smoothness, 1 / (offset in parts of the reach)^2 at the unit below
@@ -41,9 +43,9 @@ def swept_costs(
     pictures: Float[Tensor, "k 3 h w"],
     cameras: Cameras,
 ) -> Float[Tensor, "d h w"]:
-    """Mean squared difference to the better half of k other pictures, for each offset (metres).
+    """Mean squared difference to the better half of the k other pictures that show a place, for each offset.
 
-    The better half, because some of them see the surface hidden or lit otherwise.
+    The better half, because in some of them the surface is hidden or lit otherwise.
     """
     size = torch.tensor([cameras.width, cameras.height]).to(depth)
     costs = []
@@ -54,9 +56,9 @@ def swept_costs(
         seen = (grid.abs() < 1).all(-1) & (rearrange(z, "k (h w) -> k h w", h=len(depth)) > 0)
         colours = grid_sample(pictures, grid, align_corners=False, padding_mode="border")
         difference = (colours - picture).square().mean(1).clamp(max=DIFFERENT)
-        difference = torch.where(seen, difference, DIFFERENT)
         difference = avg_pool2d(difference[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-        costs.append(difference.sort(0).values[: max(len(pictures) // 2, 1)].mean(0))
+        found = torch.where(seen, difference, torch.nan).sort(0).values[: max(len(pictures) // 2, 1)]
+        costs.append(torch.where(seen.sum(0) >= FEWEST, found.nanmean(0), DIFFERENT))
     return torch.stack(costs)
 
 
@@ -128,14 +130,22 @@ def corrected_depths(
     reach_m: float,
     count: int = 12,
 ) -> Float[Tensor, "n h w"]:
-    """All cameras' depths, each corrected by the pictures of `count` others; see `corrected_depth`."""
-    pictures = rearrange(frames.float() / 255, "n h w c -> n c h w")
+    """All cameras' depths, each corrected by the pictures of `count` others; see `corrected_depth`.
+
+    Twice: three times as far in pictures of half the size, then up to `reach_m` in these.
+    """
     near = neighbours(cameras, centre, count)
-    parts = [
-        corrected_depth(pictures[i], cameras[i], depth[i], pictures[near[i]], cameras[near[i]], reach_m)
-        for i in range(len(cameras))
-    ]
-    return torch.stack(parts)
+    for reach, shrink in ((3 * reach_m, 2), (reach_m, 1)):
+        small = cameras.resized(cameras.height // shrink, cameras.width // shrink)
+        pictures = rearrange(resized(frames, small.height, small.width).float() / 255, "n h w c -> n c h w")
+        start = interpolate(depth[:, None], (small.height, small.width), mode="nearest-exact")[:, 0]
+        parts = [
+            corrected_depth(pictures[i], small[i], start[i], pictures[near[i]], small[near[i]], reach)
+            for i in range(len(cameras))
+        ]
+        offsets = torch.stack(parts) - start
+        depth = depth + interpolate(offsets[:, None], depth.shape[1:], mode="bilinear")[:, 0]
+    return depth
 
 
 def agreed(

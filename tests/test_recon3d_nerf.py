@@ -12,6 +12,7 @@ from PIL import Image
 from recon3d import asset, assets, nerf, sweeps
 from recon3d.cameras import to_transforms
 from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download, run
+from recon3d.views import normals_from_depth
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,16 @@ def test_held_out_views_beat_both_baselines(result):
     assert held.ssim.mean() > 0.75
 
 
-def test_depth_is_metric_camera_z(result, sweep):
+def test_depth_is_metric_camera_z_and_normals_are_those_of_the_scene(result, sweep):
     _, cameras, depth = sweep
     view = result.render(cameras[4])
     things = depth[4] < 1.4
     assert (view.depth[0] - depth[4])[things].abs().median() < 0.1
     assert view.opacity[0][things].min() > 0.9
     assert torch.allclose(view.normals.norm(dim=-1), torch.ones(1, 48, 48), atol=1e-3)
+    exact = normals_from_depth(cameras[4], depth[4:5])
+    cosine = (view.normals * exact).sum(-1)[0][things].clamp(-1, 1)
+    assert torch.rad2deg(torch.acos(cosine)).median() < 20
 
 
 def test_the_mesh_and_the_points_stand_where_the_scene_is(result):

@@ -40,7 +40,7 @@ def test_pictures_without_texture_leave_depth_as_it_is(sweep):
     plain = torch.full((14, 48, 48, 3), 90, dtype=torch.uint8)
     found = corrected_depths(plain, cameras, depth, CENTRE, 0.15, count=6)
     inner = (slice(None), slice(12, 36), slice(12, 36))  # all offsets project into all pictures there
-    assert (found - depth)[inner].abs().median() < 0.01
+    assert (found - depth)[inner].abs().median() < 0.02
 
 
 def test_depth_that_other_views_contradict_is_dropped(sweep):

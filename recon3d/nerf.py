@@ -37,7 +37,7 @@ allow_checkpoint_scalars()
 
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig  # noqa: E402 (after the shims)
 from nerfstudio.cameras.rays import RayBundle  # noqa: E402
-from nerfstudio.configs.base_config import ViewerConfig  # noqa: E402
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig  # noqa: E402
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig  # noqa: E402
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig  # noqa: E402
 from nerfstudio.data.scene_box import SceneBox  # noqa: E402
@@ -113,6 +113,7 @@ def method(
         optimizers[name] = {"optimizer": FusedAdamConfig(lr=rate), "scheduler": decay}
     return TrainerConfig(
         method_name="orrery-nerf",
+        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
         max_num_iterations=preset.steps,
         steps_per_save=max(preset.steps // 4, 1),
         steps_per_eval_batch=100,

@@ -156,6 +156,10 @@ class OrreryNerfModel(Model):
             self.camera_optimizer.get_loss_dict(losses)
         return losses
 
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """Colours with opacity beside them: nerfstudio's exporter leaves points of the sky out by it."""
+        return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
+
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:

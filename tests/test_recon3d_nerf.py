@@ -125,6 +125,12 @@ def test_the_method_is_one_that_nerfstudio_can_register():
         run(["dance"])
 
 
+def test_nerfstudios_exporter_gets_opacity_beside_colours(result):
+    outputs = {"rgb": torch.rand(5, 3), "accumulation": torch.rand(5, 1)}
+    rgba = result.model.get_rgba_image(outputs)
+    assert torch.equal(rgba, torch.cat([outputs["rgb"], outputs["accumulation"]], dim=-1))
+
+
 def write_capture(folder, frames, cameras, lost=()):
     folder.mkdir()
     names = [f"{k:03d}.png" for k in range(len(frames))]

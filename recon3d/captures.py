@@ -21,13 +21,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras, from_transforms
-from recon3d.poses import FEATURE_SIDES, register
+from recon3d.poses import FEATURE_SIDES, misfit_px, register
 from recon3d.similarity import NothingReconstructed
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".gif", ".m4v")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LISTINGS = ("transforms.json", "transforms_train.json")
 FEWEST_VIEWS = 10
+SMALLEST_CHECKED = 128  # px
+FEWEST_MATCHES = 100
+WORST_MISFIT = 0.005  # of the longer side; true cameras stay near a quarter of it
 EXIF_PART, EXIF_FOCAL_35MM, FILM_WIDTH_MM = 0x8769, 0xA405, 36.0
 
 
@@ -80,7 +83,9 @@ def read_capture(source: Path, reading: Reading = READING, progress: bool = Fals
     if listing is not None:
         if reading.focal_px is not None or reading.distance_m is not None:
             raise ValueError(f"{listing} has cameras; leave out --focal-px and --distance-m")
-        return _shrunk(_read_posed(listing), reading.longest_side)
+        capture = _shrunk(_read_posed(listing), reading.longest_side)
+        _check_cameras(capture, listing)
+        return capture
     if source.is_dir():
         pictures, focal_px = _read_photos(source)
     elif source.suffix.lower() in VIDEO_SUFFIXES:
@@ -92,6 +97,20 @@ def read_capture(source: Path, reading: Reading = READING, progress: bool = Fals
         )
     capture = _posed(source, pictures, reading, focal_px, progress)
     return _shrunk(capture, reading.longest_side)
+
+
+def _check_cameras(capture: Capture, listing: Path) -> None:
+    """Refuses cameras that contradict what their pictures show; small pictures show too little to tell."""
+    side = max(capture.frames.shape[1:3])
+    if side < SMALLEST_CHECKED:
+        return
+    misfit, matches = misfit_px(capture.frames.numpy(), capture.cameras)
+    if matches >= FEWEST_MATCHES and misfit > WORST_MISFIT * side:
+        raise ValueError(
+            f"the cameras of {listing} do not fit its pictures: matched features are {misfit:.1f} px off, of "
+            f"{side}; check focal length and axes (OpenGL: y up, looking along -z), or remove the file: then "
+            "cameras are estimated"
+        )
 
 
 def _posed(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -175,31 +175,48 @@ class Matches:
     features_in_pairs: list[int]
 
 
-def read_matches(folder: Path, count: int) -> Matches:
-    """Sums up the verified matches of a run on `count` frames."""
+@dataclass(frozen=True)
+class Pair:
+    """Verified matches of two frames: indices of their features, where these are, and whether a homography
+    explains them."""
+
+    frames: tuple[int, int]
+    features: Int[np.ndarray, "2 m"]
+    places: Float[np.ndarray, "2 m 2"]
+    flat: bool
+
+
+def read_pairs(folder: Path) -> tuple[list[Pair], list[int]]:
+    """All pairs with enough verified matches, and the number of features of each frame."""
     with pycolmap.Database.open(_database(folder)) as database:
-        images = {image.image_id: frame_of(image.name) for image in database.read_all_images()}
-        places = {frame: database.read_keypoints(k)[:, :2] for k, frame in images.items()}
+        frame = {image.image_id: frame_of(image.name) for image in database.read_all_images()}
+        places = {k: database.read_keypoints(image)[:, :2] for image, k in frame.items()}
         pair_ids, geometries = database.read_two_view_geometries()
-        width = database.read_camera(1).width
-    partners = [np.zeros(len(places[frame]), int) for frame in range(count)]
-    near, shifts, flat = np.zeros(count - 1), [], []
+    pairs = []
     for pair_id, geometry in zip(pair_ids, geometries, strict=True):
-        a, b = (images[k] for k in pycolmap.pair_id_to_image_pair(pair_id))
-        first, second = geometry.inlier_matches.astype(int).reshape(-1, 2).T
-        if len(first) < LEAST_INLIERS:
-            continue
-        partners[a][first] += 1
-        partners[b][second] += 1
-        shifts.append(np.median(np.linalg.norm(places[a][first] - places[b][second], axis=1)) / width)
-        flat.append(geometry.config in FLAT)
-        if b == a + 1:
-            near[a] = len(first)
+        matches = geometry.inlier_matches.astype(int).reshape(-1, 2).T
+        if matches.shape[1] >= LEAST_INLIERS:
+            a, b = (frame[image] for image in pycolmap.pair_id_to_image_pair(pair_id))
+            seen = np.stack([places[a][matches[0]], places[b][matches[1]]])
+            pairs.append(Pair((a, b), matches, seen, geometry.config in FLAT))
+    return pairs, [len(places[k]) for k in sorted(places)]
+
+
+def sum_up(pairs: Sequence[Pair], features: Sequence[int], width: int) -> Matches:
+    """What the pairs of frames with so many features and pixels across have in common."""
+    partners = [np.zeros(count, int) for count in features]
+    near, shifts = np.zeros(len(features) - 1), []
+    for pair in pairs:
+        for frame, matched in zip(pair.frames, pair.features, strict=True):
+            partners[frame][matched] += 1
+        shifts.append(np.median(np.linalg.norm(pair.places[0] - pair.places[1], axis=1)) / width)
+        if pair.frames[1] == pair.frames[0] + 1:
+            near[pair.frames[0]] = pair.features.shape[1]
     return Matches(
-        features=int(np.median([len(place) for place in places.values()])),
+        features=int(np.median(features)),
         inliers=float(np.median(near)),
         shift=float(max(shifts, default=np.nan)),
-        flat=float(np.mean(flat)) if flat else 0.0,
+        flat=float(np.mean([pair.flat for pair in pairs])) if pairs else 0.0,
         features_in_pairs=[int((seen >= 2).sum()) for seen in partners],
     )
 

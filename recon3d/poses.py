@@ -34,6 +34,7 @@ LEAST_POINTS = 100
 LEAST_TRACK = 3
 LEAST_ANGLE_DEG = 2.0
 LEAST_EXPLAINED = 0.4
+MISFIT_BASELINE = 0.4  # between views to compare, over their distance from what they look at
 FEW_FEATURES, FEW_INLIERS = 30, 15  # in a frame; shared by neighbours
 STILL = 0.01  # shift of matched features over the picture's width, below which nothing moved
 SURELY_FLAT, MOSTLY_FLAT = (
@@ -147,14 +148,14 @@ def register(
         )
     if masks is not None and masks.shape != frames.shape[:3]:
         raise ValueError(f"masks must be {frames.shape[:3]}, as the frames, got {masks.shape}")
-    scale = min(max(FEATURE_SIDES[0] / side, 1.0), FEATURE_SIDES[1] / side)
+    scale = _feature_scale(side)
     with tempfile.TemporaryDirectory(prefix="orrery-poses-") as name:
         folder = Path(name)
         colmap.write_pictures(folder, frames, masks, round(height * scale), round(width * scale))
         colmap.find_features(folder, (focal_px or FREE_START * side) * scale, focal_px is not None, progress)
         pairs = colmap.video_pairs(count) if ordered else colmap.all_pairs(count)
         colmap.match(folder, pairs, seed, progress)
-        matched = colmap.read_matches(folder, count)
+        matched = colmap.sum_up(*colmap.read_pairs(folder), width=round(width * scale))
         hopeless = _why_none(matched, flat=SURELY_FLAT)
         if hopeless is not None:
             return _refused(_registration(None, matched, count, height, width), *hopeless)
@@ -174,6 +175,58 @@ def register(
             return _refused(freed, "wrong intrinsics", reason)
         found = [given]
     return _judged(max(found, key=lambda one: one.observations), matched)
+
+
+def misfit_px(
+    frames: UInt8[np.ndarray, "n h w 3"], cameras: Cameras, pairs: int = 8, seed: int = 0
+) -> tuple[float, int]:
+    """How far matched features are from where given cameras allow them, and how many say so.
+
+    The median Sampson distance (Hartley and Zisserman, 2nd ed., eq. 11.9) of the verified matches of some
+    frames with views about 20 degrees away (nearer ones hardly see a wrong focal length), in pixels of the
+    frames; NaN without matches.
+
+    Raises:
+        NothingReconstructed: the cameras do not move.
+    """
+    count, height, width, _ = frames.shape
+    scale = _feature_scale(max(height, width))
+    apart = torch.cdist(cameras.centres, cameras.centres) * focus_similarity(cameras).scale
+    chosen = {
+        tuple(sorted((k, int((apart[k] - MISFIT_BASELINE).abs().argmin()))))
+        for k in np.linspace(0, count - 1, min(pairs, count)).round().astype(int).tolist()
+    }
+    used = sorted({frame for pair in chosen for frame in pair})
+    with tempfile.TemporaryDirectory(prefix="orrery-poses-") as name:
+        folder = Path(name)
+        colmap.write_pictures(folder, frames[used], None, round(height * scale), round(width * scale))
+        colmap.find_features(folder, scale * cameras.K[0, 0, 0].item(), known=False)
+        colmap.match(folder, sorted((used.index(a), used.index(b)) for a, b in chosen), seed)
+        found, _ = colmap.read_pairs(folder)
+    errors = [
+        _sampson(cameras[[used[k] for k in pair.frames]], torch.from_numpy(pair.places / scale))
+        for pair in found
+    ]
+    distances = torch.cat(errors) if errors else torch.empty(0)
+    return distances.median().item() if len(distances) else float("nan"), len(distances)
+
+
+def _sampson(cameras: Cameras, places: Float[Tensor, "2 m 2"]) -> Float[Tensor, " m"]:
+    """Distance in pixels of matches from the epipolar geometry of two cameras, to first order."""
+    motion = (cameras.w2c[1] @ cameras.c2w[0]).double()
+    x, y, z = motion[:3, 3]
+    essential = torch.stack([torch.stack(row) for row in ((0 * x, -z, y), (z, 0 * x, -x), (-y, x, 0 * x))])
+    inverse = torch.linalg.inv(cameras.K.double())
+    fundamental = inverse[1].T @ essential @ motion[:3, :3] @ inverse[0]
+    first, second = torch.cat([places.double(), torch.ones_like(places[..., :1]).double()], -1)
+    lines, back = first @ fundamental.T, second @ fundamental
+    slope = lines[:, :2].square().sum(-1) + back[:, :2].square().sum(-1)
+    return (second * lines).sum(-1).abs() / slope.sqrt().clamp(min=1e-12)
+
+
+def _feature_scale(side: int) -> float:
+    """How pictures with such a longer side are scaled before features are sought."""
+    return min(max(FEATURE_SIDES[0] / side, 1.0), FEATURE_SIDES[1] / side)
 
 
 def _starts(

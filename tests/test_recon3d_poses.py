@@ -7,6 +7,8 @@ from PIL import Image
 
 from probes.subjects import ReferenceSubject
 from recon3d import poses, sweeps
+from recon3d.cameras import OPENGL_FROM_OPENCV, Cameras
+from recon3d.captures import WORST_MISFIT
 from recon3d.similarity import NothingReconstructed
 from recon3d.trajectories import path_error
 
@@ -48,6 +50,17 @@ def test_a_wrong_focal_length_is_told(orbit):
     found = poses.register(orbit[0], focal_px=2.5 * SIDE)
     assert found.verdict == "wrong intrinsics" and "leave it out" in found.reason
     assert found.cameras.c2w.isnan().all()
+
+
+def test_cameras_that_fit_their_pictures_are_told_from_wrong_ones(orbit):
+    frames, cameras = orbit
+    wide = Cameras(cameras.K * torch.tensor([1.7, 1.7, 1.0])[:, None], cameras.c2w, SIDE, SIDE)
+    wide.K[:, :2, 2] = SIDE / 2
+    flipped = Cameras(cameras.K, cameras.c2w @ OPENGL_FROM_OPENCV, SIDE, SIDE)
+    (true, matches), (focal, _), (axes, _) = (poses.misfit_px(frames, c) for c in (cameras, wide, flipped))
+    assert matches >= 100
+    assert true < 0.5 * WORST_MISFIT * SIDE
+    assert focal > WORST_MISFIT * SIDE and axes > WORST_MISFIT * SIDE
 
 
 def texture() -> Image.Image:

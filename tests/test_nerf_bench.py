@@ -1,0 +1,36 @@
+"""What `orrery bench` says of reconstructions: times to a PSNR, costs, and scenes with their truth."""
+
+import pytest
+import torch
+
+from probes.nerf_bench import Cost, Fit, scaling_figure, scaling_table, sooner
+from probes.scenes_bench import reference_scene
+from recon3d.mesh import nearest
+
+
+def fit(name: str, course: list[tuple[float, float]]) -> Fit:
+    return Fit(name, course[-1][0], 1.0, 10, course[-1][1], 0.9, 20.0, 18.0, course)
+
+
+def test_how_much_sooner_is_counted_to_the_peers_best_moment():
+    peer = fit("peer", [(100.0, 18.0), (500.0, 22.0), (600.0, 21.0)])
+    said = sooner(fit("ours", [(10.0, 19.0), (20.0, 24.0), (40.0, 30.0)]), peer)
+    assert "22.0 dB, after 500 s" in said and "after 20.0 s, 25 times sooner" in said
+    assert "did not reach it in 10 s" in sooner(fit("ours", [(10.0, 19.0)]), peer)
+
+
+def test_costs_are_told_and_drawn(tmp_path):
+    costs = [Cost(views, size, 400, 100.0, 1.2, 0.9) for views, size in ((10, 64), (40, 64), (40, 128))]
+    assert scaling_table(costs).splitlines()[1].split() == ["10", "64x64", "400", "100", "40", "1.20", "0.90"]
+    scaling_figure(costs, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").stat().st_size > 10_000
+
+
+def test_a_scenes_depth_lies_on_its_mesh():
+    scene = reference_scene(5, 24, views=3)
+    points = scene.cameras.unproject(scene.depth)[scene.depth < 2.0]
+    distance, _, face = nearest(points, scene.mesh)
+    assert distance.median().item() < 1e-3  # the rest lies on round things, whose mesh has flat faces
+    assert distance.max().item() < 0.03
+    assert scene.of_things[face].float().mean().item() == pytest.approx(0.3, abs=0.29)
+    assert torch.isfinite(scene.depth).float().mean() > 0.5

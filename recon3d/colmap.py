@@ -3,6 +3,8 @@
 One folder holds the pictures (0000.png, ...) and the database of one run. Pixels are those of the pictures.
 """
 
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ FLAT = {
     pycolmap.TwoViewGeometryConfiguration.WATERMARK,
 }
 
+_handler = signal.getsignal(signal.SIGTERM)
+if _handler is not None and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, _handler)  # pycolmap's import put a stack trace in its place
 pycolmap.logging.minloglevel = 3  # FATAL: COLMAP logs to stderr otherwise, and what matters is returned
 
 
@@ -124,6 +129,8 @@ def map_scene(
     options.extract_colors = False
     options.max_num_models = MOST_MODELS
     options.min_model_size = 3
+    options.mapper.init_max_forward_motion = 1.0  # walking ahead is a way to film, too
+    options.mapper.abs_pose_min_num_inliers = LEAST_INLIERS
     options.init_num_trials = 30  # a scene's first pair is among the first; the rest is hopeless and slow
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = free_focal
     pycolmap.set_random_seed(seed)

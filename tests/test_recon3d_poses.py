@@ -1,5 +1,10 @@
 """Cameras of unposed video: true ones from textured sweeps, refusals with their reason from all else."""
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +114,12 @@ def test_masked_pixels_give_no_features(orbit):
     frames = orbit[0][:3]
     found = poses.register(frames, masks=np.ones(frames.shape[:3], bool))
     assert found.verdict == "no features"
+
+
+def test_a_process_that_uses_colmap_is_ended_as_any_other():
+    code = "import os, signal\nfrom recon3d import poses\nos.kill(os.getpid(), signal.SIGTERM)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == -signal.SIGTERM and done.stderr == b""
 
 
 def test_bad_arguments_say_what_is_wrong():

@@ -261,7 +261,8 @@ def scaling_figure(costs: Sequence[Cost], path: Path) -> None:
     for ax, lines, axis, label in zip(axes, (by_views, by_size), ("views", "size"), labels, strict=True):
         at = [getattr(cost, axis) for cost in lines]
         ax.plot(at, [c.steps * c.step_ms / 1000 for c in lines], "o-", color="tab:blue", label="training, s")
-        ax.set(xlabel=label, ylabel="training, seconds", ylim=(0, None), xticks=at)
+        most = max(c.steps * c.step_ms for c in lines) / 1000
+        ax.set(xlabel=label, ylabel="training, seconds", ylim=(0, 1.2 * most), xticks=at)
         memory = ax.twinx()
         memory.plot(at, [c.peak_gib for c in lines], "s--", color="tab:orange", label="peak memory, GiB")
         memory.set(ylabel="peak memory of the process, GiB", ylim=(0, 3))

@@ -145,6 +145,7 @@ EXTRA_OF_PACKAGE = {
     "skimage": "recon3d",
     "torchvision": "recon3d",
     "trimesh": "recon3d",
+    "xatlas": "recon3d",
     "diffusers": "pretrained",
     "ray": "scale",
     "stable_baselines3": "agents",

@@ -248,7 +248,7 @@ class MujocoWorld(gymnasium.Env):
         for index, thing in enumerate(scene["things"]):
             state = self._thing_state(index)
             thing["name"] = self._scene.things[index].words
-            thing["material"] = "paint"
+            thing["material"] = "texture" if thing["asset"] else "paint"
             thing["position"], thing["quaternion"] = state[:3], state[3:7]
             thing["linear_velocity"], thing["angular_velocity"] = state[7:10], state[10:13]
         return scene

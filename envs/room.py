@@ -5,8 +5,7 @@ from jaxtyping import Float32, Float64
 
 from envs.mujoco_world import MujocoWorld
 from envs.renderer import look_along
-from envs.scenes import ROOM_HALF_M
-from envs.shapes import reach
+from envs.scenes import ROOM_HALF_M, footprint
 
 EYE_HEIGHT_M = 0.65
 SPEED_M_S = 1.0
@@ -41,7 +40,7 @@ class Room(MujocoWorld):
         """Metres of free floor between a place and a thing's footprint."""
         thing = self._scene.things[index]
         centre = self._thing_state(index)[:2]
-        return float(np.linalg.norm(place - centre)) - reach(thing.shape, thing.radius_m)
+        return float(np.linalg.norm(place - centre)) - footprint(thing)
 
     def _first_pose(self) -> Float64[np.ndarray, " p"] | None:
         self._gap_before = 0.0

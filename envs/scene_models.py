@@ -1,8 +1,9 @@
 """A scene as a MuJoCo model: surroundings, lights, things, and the spots that touches leave."""
 
 import numpy as np
-from mujoco import MjModel, MjSpec, mjtGeom, mjtIntegrator, mjtTexture, mjtTextureRole
+from mujoco import MjModel, MjsBody, MjSpec, mjtGeom, mjtIntegrator, mjtTexture, mjtTextureRole
 
+from envs.asset_things import add_asset
 from envs.scenes import ROOM_HALF_M, STAGE_BACK_M, STAGE_FRONT_M, STAGE_HALF_X_M, TABLE_HALF_M
 from envs.shapes import parts
 from envs.textures import SIDE_PX, texture
@@ -176,8 +177,8 @@ def _stage(spec: MjSpec, scene: Scene, contact: dict) -> None:
 SURROUNDINGS = {"Room": _room, "Orbit": _table, "Lab": _stage}
 
 
-def _thing(spec: MjSpec, index: int, scene: Scene, contact: dict) -> None:
-    """One thing's body with its parts and its hidden spots."""
+def _painted(spec: MjSpec, index: int, scene: Scene, contact: dict) -> MjsBody:
+    """The body of a thing of a named shape, with its parts."""
     thing = scene.things[index]
     body = spec.worldbody.add_body(
         name=f"thing{index}", pos=list(thing.position), quat=list(thing.quaternion)
@@ -200,6 +201,16 @@ def _thing(spec: MjSpec, index: int, scene: Scene, contact: dict) -> None:
             **looks,
             **touch,
         )
+    return body
+
+
+def _thing(spec: MjSpec, index: int, scene: Scene, contact: dict) -> None:
+    """One thing's body with its hidden spots."""
+    thing = scene.things[index]
+    if thing.asset:
+        body = add_asset(spec, thing, index, scene.world != "Orbit", contact, HIDDEN_GROUP)
+    else:
+        body = _painted(spec, index, scene, contact)
     spot = 0.40 * thing.radius_m
     for number in range(SPOTS):
         body.add_geom(

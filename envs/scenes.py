@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.asset_things import asset_thing
 from envs.captions import draw_count, draw_kind
 from envs.shapes import reach, rest_height
 from envs.vocabulary import COLOURS, LIGHTS, SIZES, WALLS, Scene, Thing
@@ -51,15 +52,39 @@ def _draw_things(
     things = []
     for index in range(count):
         asked = wanted[index] if index < len(wanted) else {}
+        if "asset" in asked:
+            things.append(_asked_asset(asked, radius_m))
+            continue
         unknown = set(asked) - {"shape", "colour", "size"}
         if unknown:
-            raise ValueError(f"a scene's thing may have shape, colour, size, got {sorted(unknown)[0]!r}")
+            raise ValueError(
+                f"a scene's thing may have shape, colour, size or asset, got {sorted(unknown)[0]!r}"
+            )
         drawn = {"shape": str(rng.choice(list(SHAPES))), "size": str(rng.choice(list(SIZES)))}
         shape = _checked("shape", asked.get("shape", drawn["shape"]), SHAPES)
         size = _checked("size", asked.get("size", drawn["size"]), tuple(SIZES))
         colour = _checked("colour", asked.get("colour") or str(free.pop()), tuple(COLOURS))
         things.append(Thing(shape, colour, size, radius_m * SIZES[size]))
     return things
+
+
+def _asked_asset(asked: dict, radius_m: float) -> Thing:
+    unknown = set(asked) - {"asset", "shape", "colour"}
+    if unknown:
+        raise ValueError(f"a thing from a file may have shape and colour, got {sorted(unknown)[0]!r}")
+    if "colour" in asked:
+        _checked("colour", asked["colour"], tuple(COLOURS))
+    return asset_thing(asked, radius_m)
+
+
+def stands_at(thing: Thing) -> float:
+    """Height of a thing's origin above the floor that it stands on, metres."""
+    return 0.0 if thing.asset else rest_height(thing.shape, thing.radius_m)
+
+
+def footprint(thing: Thing) -> float:
+    """Radius of an upright thing's footprint on the floor, metres."""
+    return thing.radius_m if thing.asset else reach(thing.shape, thing.radius_m)
 
 
 def _on_table(rng: np.random.Generator, things: list[Thing]) -> list[Thing]:
@@ -73,9 +98,8 @@ def _on_table(rng: np.random.Generator, things: list[Thing]) -> list[Thing]:
         x, y = ring * np.cos(angle), ring * np.sin(angle)
         if count == 1:
             x, y = rng.uniform(-0.08, 0.08, 2)
-        height = rest_height(thing.shape, thing.radius_m)
         turn = _yaw(rng.uniform(0, 2 * np.pi))
-        placed.append(replace(thing, position=(float(x), float(y), height), quaternion=turn))
+        placed.append(replace(thing, position=(float(x), float(y), stands_at(thing)), quaternion=turn))
     return placed
 
 
@@ -90,7 +114,7 @@ def _in_room(rng: np.random.Generator, things: list[Thing]) -> list[Thing]:
     return [
         replace(
             thing,
-            position=(float(place[0]), float(place[1]), rest_height(thing.shape, thing.radius_m)),
+            position=(float(place[0]), float(place[1]), stands_at(thing)),
             quaternion=_yaw(rng.uniform(0, 2 * np.pi)),
         )
         for thing, place in zip(things, places, strict=True)
@@ -230,13 +254,16 @@ def random_scene(rng: np.random.Generator, world: str, options: Any = None) -> S
         rng: the source of everything that is not asked for.
         world: Room, Orbit or Lab.
         options: a dict with any of `kind`, `things` (a sequence of dicts with any of shape, colour, size; the
-            first is the one that the prompt names), `floor`, `walls` (one name or four), `light`.
+            first is the one that the prompt names; `asset`, the path of an MJCF file, makes a thing of that),
+            `floor`, `walls` (one name or four), `light`.
 
     Raises:
         ValueError: options hold an unknown word or more things than the kind takes.
     """
     options = _checked_options(options)
     wanted = options["things"]
+    if world == "Lab" and any("asset" in thing for thing in wanted):
+        raise ValueError("things from files stand in Orbit and Room, not in Lab; name a shape there")
     kind = _kind_for(rng, world, options.get("kind"), len(wanted))
     count = len(wanted) or draw_count(rng, world, kind)
     count = max(count, 2) if kind == "collide" else count

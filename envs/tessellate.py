@@ -60,6 +60,17 @@ def _surface(form: int, size: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Non
     return None
 
 
+def _surface_of(model: mujoco.MjModel, geom: int) -> tuple[np.ndarray, np.ndarray] | None:
+    form, mesh = int(model.geom_type[geom]), model.geom_dataid[geom]
+    if form != mujoco.mjtGeom.mjGEOM_MESH:
+        return _surface(form, model.geom_size[geom])
+    points, faces = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
+    return (
+        model.mesh_vert[points : points + model.mesh_vertnum[mesh]],
+        model.mesh_face[faces : faces + model.mesh_facenum[mesh]],
+    )
+
+
 def scene_mesh(
     model: mujoco.MjModel, data: mujoco.MjData, thing_of_geom: Int[np.ndarray, " g"]
 ) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "f 3"], Int[np.ndarray, " f"]]:
@@ -67,7 +78,7 @@ def scene_mesh(
     points, faces, owners, offset = [], [], [], 0
     for geom in range(model.ngeom):
         painted = model.geom_matid[geom] >= 0 or model.geom_rgba[geom, 3] > 0
-        made = _surface(int(model.geom_type[geom]), model.geom_size[geom]) if painted else None
+        made = _surface_of(model, geom) if painted else None
         if made is None or model.geom_group[geom] > 2:
             continue
         turn = data.geom_xmat[geom].reshape(3, 3)

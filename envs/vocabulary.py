@@ -46,7 +46,10 @@ LIGHTS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene: what it is, and where and how fast it starts (metres, radians, seconds)."""
+    """One thing of a scene: what it is, and where and how fast it starts (metres, radians, seconds).
+
+    With `asset`, the path of an MJCF file, it is made of that file and `shape` is only its word.
+    """
 
     shape: str
     colour: str
@@ -56,6 +59,7 @@ class Thing:
     quaternion: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 0.0)
     linear_velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
     angular_velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    asset: str | None = None
 
     @property
     def words(self) -> str:

@@ -5,13 +5,17 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from recon3d import assets, nerf, viewer
+from recon3d import nerf, viewer
 from recon3d.cameras import Cameras
 from recon3d.captures import READING, Reading, read_capture
-from recon3d.mesh import cleaned, decimated
+from recon3d.extraction import NothingExtracted
+from recon3d.form import Form, checked, shaped, texture_gain, write_shape
+from recon3d.masks import read_masks
+
+PLAIN = Form()
 
 UNKNOWN_SCALE = (
     "scale unknown: the cameras are 1 from what they look at, on average (--distance-m makes it metres)"
@@ -25,7 +29,7 @@ def asset(
     preset: Literal["tiny", "cpu", "gpu"] = "cpu",
     seed: int = 0,
     held_out_every: int = 5,
-    faces: int = 100_000,
+    form: Annotated[Form, tyro.conf.arg(name="")] = PLAIN,
     refine_exposure: bool = False,
     refine_poses: bool = False,
     reading: Annotated[Reading, tyro.conf.arg(name="")] = READING,
@@ -36,12 +40,12 @@ def asset(
 
     Args:
         source: a video, a folder of photos, one with a transforms.json (nerfstudio's format), or prompt:TEXT.
-        output: where the mesh goes; .glb (+Y up, as glTF demands), .ply or .obj (+Z up); metres where the
-            scale is known.
+        output: where it goes; .glb (+Y up, as glTF demands), .ply or .obj (+Z up), .xml for a MuJoCo body of the
+            thing alone with its mesh and texture beside it; metres where the scale is known.
         preset: how long to train: tiny for a quick look, cpu, or gpu for a finer grid on a CUDA device.
         seed: of the training.
         held_out_every: every so manieth view is kept from training, to be predicted.
-        faces: at most so many triangles.
+        form: the whole scene or the thing alone, how finely, in colours or a texture.
         refine_exposure: also fit a gain per picture, where brightness wobbles.
         refine_poses: also correct each picture's camera, where cameras are not quite right.
         reading: size of the pictures, frames of a video, what is known of its camera.
@@ -49,9 +53,9 @@ def asset(
         port: of this machine, to show it on.
 
     Returns:
-        0 when written, 3 when the pictures hold nothing that could be reconstructed.
+        0 when written, 3 when the pictures hold nothing that could be reconstructed or extracted.
     """
-    assets.checked_suffix(output)
+    form = checked(form, output)
     if view:
         viewer.check_port(port)
     try:
@@ -63,10 +67,11 @@ def asset(
     if preset == "gpu":
         cameras = cameras.to("cuda" if torch.cuda.is_available() else "cpu")
     port_shown = port if view else None
+    masks = read_masks(Path(source), *frames.shape[:3]) if form.extract else None
     refined = {"exposure": refine_exposure, "poses": refine_poses}
-    unit = "metres" if capture.metric else UNKNOWN_SCALE
+    unit = "metres" if capture.metric or form.size_m else UNKNOWN_SCALE
     return write_asset(
-        frames, cameras, output, preset, seed, held_out_every, faces, port_shown, unit=unit, **refined
+        frames, cameras, output, preset, seed, held_out_every, form, masks, port_shown, unit=unit, **refined
     )
 
 
@@ -77,7 +82,8 @@ def write_asset(
     preset: Literal["tiny", "cpu", "gpu"] = "cpu",
     seed: int = 0,
     held_out_every: int = 5,
-    faces: int = 100_000,
+    form: Form = PLAIN,
+    masks: Bool[Tensor, "n h w"] | None = None,
     port_shown: int | None = None,
     *,
     unit: str = "metres",
@@ -102,13 +108,21 @@ def write_asset(
     except nerf.NothingReconstructed as reason:
         print(f"nothing reconstructed: {reason}")
         return 3
-    mesh = decimated(cleaned(result.mesh()), faces)
-    if not len(mesh.faces):
+    try:
+        shape = shaped(result, form, masks, seed)
+    except NothingExtracted as reason:
+        print(f"nothing extracted: {reason}")
+        return 3
+    if not len(shape.mesh.faces):
         print("nothing reconstructed: no surface stands where the cameras look")
         return 3
-    assets.write(mesh, output)
+    for line in write_shape(shape, output, form, unit, seed):
+        print(line)
     scores = result.held_out
-    print(f"{output}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {unit}")
+    if form.texture:
+        views = scores.views.to(cameras.K.device)
+        plain, baked = texture_gain(shape, frames[scores.views.to(frames.device)], cameras[views])
+        print(f"held-out pixels on the mesh: {plain:.1f} dB by vertex colours, {baked:.1f} dB by the texture")
     print(f"training {result.seconds:.0f} s, {result.steps} steps, {len(scores.views)} views held out")
     print(
         f"SSIM {scores.ssim.mean():.3f}; nearest training view {scores.copy_psnr.mean():.1f} dB, "
@@ -118,7 +132,7 @@ def write_asset(
         print(f"{scores.fitted_psnr.mean():.1f} dB with each held-out view's own pose or gain fitted too")
     print(f"PSNR {scores.psnr.mean():.1f} dB", flush=True)
     if port_shown is not None:
-        scene = viewer.Scene(mesh, cameras, frames, result.point_cloud(), result.render)
+        scene = viewer.Scene(shape.mesh, cameras, frames, result.point_cloud(), result.render)
         server = viewer.serve(scene, port_shown)
         print(f"look at http://{viewer.LOOPBACK}:{port_shown} (Ctrl-C ends)", flush=True)
         viewer.until_interrupted(server)

@@ -1,21 +1,26 @@
-"""Meshes on disk: GLB, PLY, OBJ. Lengths are metres in every format.
+"""Meshes on disk: GLB, PLY, OBJ, with colours per vertex or (not PLY) a texture. Lengths are metres.
 
 PLY and OBJ keep the world's axes (+Z up). glTF demands +Y up, so a GLB holds (x, z, -y): the world turned
-by -90 degrees about x, undone by `read`. Its vertex colours are linear, as glTF 2.0 (3.7.2.1) says, and its
-material is unlit (KHR_materials_unlit): the colours already hold the light of the scene they were seen in.
+by -90 degrees about x, undone by `read`. Its vertex colours are linear, as glTF 2.0 (3.7.2.1) says, its
+textures are sRGB, and its material is unlit (KHR_materials_unlit): the colours already hold the light of the
+scene that they were seen in.
 """
 
+import io
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import trimesh
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from recon3d.mesh import Mesh
+from recon3d.texture import Textured
 
 SUFFIXES = (".glb", ".ply", ".obj")
 GLTF_FROM_WORLD = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
@@ -34,33 +39,74 @@ def checked_suffix(path: Path) -> str:
     return path.suffix.lower()
 
 
-def write(mesh: Mesh, path: Path) -> Path:
-    """Writes a mesh in the format that the suffix names, beside its name first and renamed when whole.
+def write(mesh: Mesh | Textured, path: Path) -> Path:
+    """Writes a mesh in the format that the suffix names; a textured OBJ has its .mtl and .png beside it.
 
     Raises:
-        ValueError: unknown suffix, or a mesh without faces.
+        ValueError: unknown suffix, a mesh without faces, or a texture where the format holds none.
     """
     suffix = checked_suffix(path)
     if not len(mesh.faces):
         raise ValueError(
             f"a mesh needs faces, got none for {path.name}; reconstruct from more or sharper views"
         )
-    writer = {".glb": glb_bytes, ".ply": _ply_bytes, ".obj": _obj_bytes}[suffix]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(writer(mesh))
-    part.replace(path)
-    return path
+    if isinstance(mesh, Mesh):
+        writer = {".glb": glb_bytes, ".ply": _ply_bytes, ".obj": _obj_bytes}[suffix]
+        return write_files({path: writer(mesh)})
+    if suffix == ".ply":
+        raise ValueError(f"a PLY holds no texture, got {path.name}; name it .glb or .obj")
+    if suffix == ".glb":
+        return write_files({path: glb_bytes(mesh)})
+    paint = f"newmtl paint\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.png\n"
+    files = {path.with_suffix(".png"): png_bytes(mesh), path.with_suffix(".mtl"): paint.encode()}
+    return write_files({**files, path: textured_obj(mesh, f"{path.stem}.mtl").encode()})
+
+
+def write_files(files: Mapping[Path, bytes]) -> Path:
+    """Writes files that belong together beside their names first and renames them when all are whole.
+
+    Returns:
+        the last of them, which is renamed last.
+    """
+    parts = {path: path.with_name(f".{path.name}.part") for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts[path].write_bytes(content)
+        for path, part in parts.items():
+            part.replace(path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    return list(files)[-1]
+
+
+def png_bytes(mesh: Textured) -> bytes:
+    """The texture as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(mesh.texture.cpu().numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def textured_obj(mesh: Textured, material_file: str | None = None) -> str:
+    """A Wavefront OBJ with texture coordinates, whose v counts from the picture's lower edge."""
+    lines = [] if material_file is None else [f"mtllib {material_file}", "usemtl paint"]
+    lines += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in mesh.vertices.cpu().tolist()]
+    lines += [f"vt {u:.6f} {1 - v:.6f}" for u, v in mesh.uv.cpu().tolist()]
+    lines += ["f " + " ".join(f"{k}/{k}" for k in face) for face in (mesh.faces.cpu() + 1).tolist()]
+    return "\n".join(lines) + "\n"
 
 
 def read(path: Path) -> Mesh:
-    """Reads a mesh with vertex colours back into the world's axes (+Z up, metres)."""
+    """Reads a mesh back into the world's axes (+Z up, metres); a texture becomes vertex colours."""
     suffix = checked_suffix(path)
     if not path.is_file():
         raise FileNotFoundError(f"no mesh at {path}; write one first")
     if suffix == ".glb":
         return _mesh_from_glb(path)
     loaded = trimesh.load(path, force="mesh", process=False)
+    if isinstance(loaded.visual, trimesh.visual.TextureVisuals):  # pyright: ignore[reportAttributeAccessIssue]
+        loaded.visual = loaded.visual.to_color()  # pyright: ignore[reportAttributeAccessIssue]
     return Mesh(
         torch.from_numpy(np.array(loaded.vertices, dtype=np.float32)),  # pyright: ignore[reportAttributeAccessIssue]
         torch.from_numpy(np.array(loaded.faces, dtype=np.int64)),  # pyright: ignore[reportAttributeAccessIssue]
@@ -68,49 +114,61 @@ def read(path: Path) -> Mesh:
     )
 
 
-def glb_bytes(mesh: Mesh) -> bytes:
-    """A binary glTF 2.0 file with positions, linear vertex colours (16 bit) and triangles."""
+def glb_bytes(mesh: Mesh | Textured) -> bytes:
+    """A binary glTF 2.0 file: triangles with linear vertex colours (16 bit), or under a PNG."""
     positions = (mesh.vertices.cpu() @ GLTF_FROM_WORLD.T).numpy().astype("<f4")
-    linear = _linear_from_srgb(mesh.colours.cpu())
-    opaque = torch.cat([linear, torch.ones_like(linear[:, :1])], dim=1)
-    colours = (opaque * 65535).round().numpy().astype("<u2")
-    faces = mesh.faces.cpu().numpy().astype("<u4")
-    parts = [positions.tobytes(), colours.tobytes(), faces.tobytes()]
-    offsets = np.cumsum([0] + [len(part) for part in parts])
-    views = [
-        {"buffer": 0, "byteOffset": int(start), "byteLength": len(part), "target": target}
-        for start, part, target in zip(offsets, parts, (34962, 34962, 34963), strict=False)
-    ]
     bounds = {"min": positions.min(0).tolist(), "max": positions.max(0).tolist()}
-    accessors = [
-        {"bufferView": 0, "componentType": _FLOAT, "count": len(positions), "type": "VEC3"} | bounds,
-        {
-            "bufferView": 1,
-            "componentType": _UNSIGNED_SHORT,
-            "count": len(colours),
-            "type": "VEC4",
-            "normalized": True,
-        },
-        {"bufferView": 2, "componentType": _UNSIGNED_INT, "count": faces.size, "type": "SCALAR"},
-    ]
-    primitive = {"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}
+    point = {"componentType": _FLOAT, "count": len(positions), "type": "VEC3", **bounds}
     material = {
         "doubleSided": True,
         "extensions": {"KHR_materials_unlit": {}},
         "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0},
     }
+    picture = {}
+    if isinstance(mesh, Mesh):
+        linear = _linear_from_srgb(mesh.colours.cpu())
+        opaque = torch.cat([linear, torch.ones_like(linear[:, :1])], dim=1)
+        looks = (opaque * 65535).round().numpy().astype("<u2").tobytes()
+        name = "COLOR_0"
+        look = {"componentType": _UNSIGNED_SHORT, "type": "VEC4", "normalized": True}
+    else:
+        looks, name = mesh.uv.cpu().numpy().astype("<f4").tobytes(), "TEXCOORD_0"
+        look = {"componentType": _FLOAT, "type": "VEC2"}
+        material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
+        picture = {
+            "textures": [{"source": 0, "sampler": 0}],
+            "images": [{"bufferView": 3, "mimeType": "image/png"}],
+            "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],
+        }
+    faces = mesh.faces.cpu().numpy().astype("<u4")
+    corner = {"componentType": _UNSIGNED_INT, "count": faces.size, "type": "SCALAR"}
+    accessors = [point, {**look, "count": len(positions)}, corner]
+    parts = [positions.tobytes(), looks, faces.tobytes()]
+    parts += [png_bytes(mesh)] if isinstance(mesh, Textured) else []
     document = {
         "asset": {"version": "2.0", "generator": "orrery"},
         "extensionsUsed": ["KHR_materials_unlit"],
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [primitive]}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0, name: 1}, "indices": 2, "material": 0}]}],
         "materials": [material],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": int(offsets[-1])}],
+        "accessors": [{"bufferView": k, **accessor} for k, accessor in enumerate(accessors)],
+        **picture,
     }
+    return _glb(document, parts)
+
+
+def _glb(document: dict, parts: list[bytes]) -> bytes:
+    """The container: one JSON chunk, and one binary chunk that holds the parts, one buffer view each."""
+    offsets = np.cumsum([0] + [len(part) for part in parts])
+    views = [
+        {"buffer": 0, "byteOffset": int(start), "byteLength": len(part)}
+        for start, part in zip(offsets, parts, strict=False)
+    ]
+    for view, target in zip(views, (34962, 34962, 34963), strict=False):
+        view["target"] = target
+    document = {**document, "bufferViews": views, "buffers": [{"byteLength": int(offsets[-1])}]}
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     body = b"".join(parts)
@@ -132,18 +190,21 @@ def _mesh_from_glb(path: Path) -> Mesh:
             f"{path.name} was written by another program; only meshes of this project are read back"
         )
     body = data[28 + length :]
-    columns = {_FLOAT: ("<f4", 3), _UNSIGNED_SHORT: ("<u2", 4), _UNSIGNED_INT: ("<u4", 3)}
-    arrays = []
-    for accessor in document["accessors"]:
-        view = document["bufferViews"][accessor["bufferView"]]
-        raw = body[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
-        kind, width = columns[accessor["componentType"]]
-        arrays.append(np.frombuffer(raw, dtype=kind).reshape(-1, width))
-    positions, colours, faces = arrays
+    raw = [body[v["byteOffset"] : v["byteOffset"] + v["byteLength"]] for v in document["bufferViews"]]
+    positions = np.frombuffer(raw[0], dtype="<f4").reshape(-1, 3)
+    if "images" in document:
+        with Image.open(io.BytesIO(raw[3])) as picture:
+            texture = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
+        place = torch.from_numpy(np.frombuffer(raw[1], dtype="<f4").reshape(-1, 2).copy())
+        column, row = (place * len(texture)).long().clamp(0, len(texture) - 1).unbind(-1)
+        colours = texture[row, column]
+    else:
+        linear = np.frombuffer(raw[1], dtype="<u2").reshape(-1, 4)[:, :3].astype(np.float64)
+        colours = _srgb_from_linear(torch.from_numpy(linear) / 65535)
     return Mesh(
         torch.from_numpy(positions.copy()) @ GLTF_FROM_WORLD,
-        torch.from_numpy(faces.astype(np.int64)),
-        _srgb_from_linear(torch.from_numpy(colours[:, :3].astype(np.float64)) / 65535),
+        torch.from_numpy(np.frombuffer(raw[2], dtype="<u4").reshape(-1, 3).astype(np.int64)),
+        colours,
     )
 
 

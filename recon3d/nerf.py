@@ -261,28 +261,41 @@ class Reconstruction:
         """Of the ball around the point that the cameras look at, which `mesh` keeps."""
         return FieldConfig().inner / self.similarity.scale
 
-    def mesh(self, voxel_m: float | None = None, side: int = 128, views: int = 40) -> Mesh:
-        """Surface around the point that the cameras look at, fused from depth at the training cameras.
+    def depth_maps(
+        self, side: int = 128, views: int = 40
+    ) -> tuple[Int[Tensor, " n"], Cameras, Float[Tensor, "n h w"]]:
+        """Which of the training views are chosen, their cameras at the maps' size, and how deep they see.
 
-        The depth is the field's, corrected by how well the pictures match where it lies (`recon3d.stereo`).
+        The depth (camera z, metres) is the field's, corrected by how well the pictures match where it lies
+        (`recon3d.stereo`); it is 0 where other views disagree, inf where there is no surface.
 
         Args:
-            voxel_m: size of the fusion's voxels; default a pixel's footprint at the focus, over 1.5.
-            side: longer side of the depth maps, pixels; pictures of less than half are enlarged twice only.
+            side: longer side of the maps, pixels; pictures of less than half are enlarged twice only.
             views: from how many of the cameras, evenly chosen.
         """
         chosen = torch.linspace(0, len(self.cameras) - 1, min(views, len(self.cameras))).round().long()
-        cameras = self.cameras[chosen.to(self.cameras.K.device)]
+        chosen = chosen.to(self.cameras.K.device)
+        cameras = self.cameras[chosen]
         factor = min(side / max(cameras.height, cameras.width), 2.0)
         cameras = cameras.resized(round(factor * cameras.height), round(factor * cameras.width))
         view = self.render(cameras)
         frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
         unit = 1 / self.similarity.scale
         depth = corrected_depths(frames, cameras, view.depth, self.similarity.centre, 0.1 * unit)
-        depth = torch.where(view.opacity > 0.5, depth, torch.zeros_like(depth))
-        depth = agreed(cameras, depth, 0.02 * unit)
+        solid = view.opacity > 0.5
+        known = agreed(cameras, torch.where(solid, depth, torch.zeros_like(depth)), 0.02 * unit)
+        return chosen, cameras, torch.where(solid, known, torch.inf)
+
+    def voxel_m(self, cameras: Cameras) -> float:
+        """What fusion of such cameras' depth resolves: a pixel's footprint at the focus, over 1.5."""
+        return 1 / (1.5 * self.similarity.scale * cameras.K[0, 1, 1].item())
+
+    def mesh(self, voxel_m: float | None = None, side: int = 128, views: int = 40) -> Mesh:
+        """Surface around the point that the cameras look at, fused from their `depth_maps`."""
+        chosen, cameras, depth = self.depth_maps(side, views)
+        frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
         depth = keep_inside(cameras, depth, self.similarity.centre, self.radius_m)
-        return fuse(frames, depth, cameras, voxel_m or unit / cameras.K[0, 1, 1].item() / 1.5)
+        return fuse(frames, depth, cameras, voxel_m or self.voxel_m(cameras))
 
     def point_cloud(self) -> PointCloud:
         """The surface seen by each pixel of the training cameras, with colours and normals."""

@@ -1,0 +1,246 @@
+"""The thing without its table: found by masks or by the plane that it stands on, then closed by carving.
+
+The surface is carved from rendered depth, not cut out of the fused mesh: what some view saw to be empty is
+empty, everything else is solid (Curless and Levoy 1996, section 4). So the result is closed where nothing was
+seen, too: the underside stands on the plane. Metres, the world's axes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import open3d
+import torch
+import trimesh
+from jaxtyping import Bool, Float
+from scipy import ndimage
+from skimage.measure import marching_cubes
+from torch import Tensor
+
+from recon3d.cameras import Cameras
+from recon3d.mesh import Mesh, sample_surface, seen_by
+
+LEAST_PLANE_SHARE = 0.05  # of the surface around the focus; less is no table
+LEAST_PIECE_SHARE = 0.05  # of the largest piece; less is a speck
+MASK_SHARE = 0.5  # of the views that see a point; more of them must say that it is the thing
+
+
+class NothingExtracted(RuntimeError):
+    """No thing can be told from its surroundings; the message says why."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One thing of a scene.
+
+    Attributes:
+        mesh: its closed surface, in the world; grey until painted.
+        plane: (a, b, c, d) of the plane that it stands on: a x + b y + c z + d is the height above it, and
+            (a, b, c) of length 1; None where no plane was found.
+    """
+
+    mesh: Mesh
+    plane: Float[Tensor, " 4"] | None
+
+
+def extract(
+    scene: Mesh,
+    depth: Float[Tensor, "n h w"],
+    cameras: Cameras,
+    focus: Float[Tensor, " 3"],
+    voxel_m: float,
+    *,
+    masks: Bool[Tensor, "n h w"] | None = None,
+    cells: int = 96,
+    seed: int = 0,
+) -> Extraction:
+    """The thing that the cameras look at (or that the masks show), closed, without what it stands on.
+
+    Args:
+        scene: the fused surface, in which the thing is searched.
+        depth: camera z of the surface that each pixel sees, metres; inf where it sees none, 0 where unknown.
+        focus: the point that the cameras look at; of several things the largest near it is taken.
+        voxel_m: of the fused surface; what is nearer to the plane than twice as much counts as the plane.
+        masks: true on the thing.
+        cells: of the carved grid along the thing's longest side.
+        seed: of the search for the plane.
+
+    Raises:
+        NothingExtracted: no plane under anything, nothing on it, or masks that agree with no surface.
+    """
+    plane = support_plane(scene, cameras, voxel_m, seed)
+    if masks is not None:
+        found = masked_surface(scene, cameras, depth, masks)
+    elif plane is None:
+        raise NothingExtracted("no flat support was found under anything; add masks of the thing")
+    else:
+        found = standing_surface(scene, plane, 2 * voxel_m, focus)
+    return Extraction(carved(found, depth, cameras, plane, voxel_m, masks=masks, cells=cells), plane)
+
+
+def support_plane(
+    scene: Mesh, cameras: Cameras, tolerance_m: float, seed: int = 0
+) -> Float[Tensor, " 4"] | None:
+    """The plane that things stand on: large, level in the cameras' pictures, with all cameras above it.
+
+    Planes are taken off one after the other (RANSAC; Fischler and Bolles 1981), because a wall may be larger.
+
+    Returns:
+        (a, b, c, d) with (a, b, c) of length 1 and pointing to the cameras; None where there is none.
+    """
+    if len(scene.faces) < 10:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    rest = sample_surface(scene, 8000, generator).double()
+    least, up = LEAST_PLANE_SHARE * len(rest), -cameras.c2w[:, :3, 1].cpu().double().mean(0)
+    open3d.utility.random.seed(seed)
+    for _ in range(6):
+        if len(rest) < max(least, 10):
+            return None
+        cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(rest.numpy()))
+        found, inliers = cloud.segment_plane(tolerance_m, 3, 500)
+        plane = torch.from_numpy(np.asarray(found))
+        plane = plane / plane[:3].norm()
+        height = cameras.centres.cpu().double() @ plane[:3] + plane[3]
+        plane, height = (plane, height) if height.mean() > 0 else (-plane, -height)
+        level = plane[:3] @ up > 0.5 * up.norm() and bool((height > 0).all())
+        if len(inliers) >= least and level:
+            return plane.float()
+        keep = torch.ones(len(rest), dtype=torch.bool)
+        keep[torch.tensor(inliers)] = False
+        rest = rest[keep]
+    return None
+
+
+def standing_surface(
+    scene: Mesh, plane: Float[Tensor, " 4"], tolerance_m: float, focus: Float[Tensor, " 3"]
+) -> Float[Tensor, "p 3"]:
+    """Vertices of the largest piece near the focus among those above the plane.
+
+    Raises:
+        NothingExtracted: nothing stands there.
+    """
+    height = scene.vertices @ plane[:3] + plane[3]
+    parts = _pieces(scene, (height > tolerance_m)[scene.faces].all(-1))
+    if not parts:
+        raise NothingExtracted("nothing stands on the plane that was found; look at the thing, or add masks")
+    middle = focus.cpu().numpy()
+    gap = np.array([np.linalg.norm(part.vertices - middle, axis=-1).min() for part in parts])
+    size = np.sqrt([part.area for part in parts])
+    return torch.from_numpy(parts[int((size / (size.max() + gap)).argmax())].vertices.astype(np.float32))
+
+
+def masked_surface(
+    scene: Mesh, cameras: Cameras, depth: Float[Tensor, "n h w"], masks: Bool[Tensor, "n h w"]
+) -> Float[Tensor, "p 3"]:
+    """Vertices of the surface that most of the views which see it say is the thing.
+
+    Raises:
+        NothingExtracted: no surface is.
+    """
+    near = torch.where(masks, depth, torch.zeros_like(depth))
+    agree, seen = seen_by(scene.vertices, cameras, near), seen_by(scene.vertices, cameras, depth)
+    parts = _pieces(scene, (agree > MASK_SHARE * seen)[scene.faces].all(-1))
+    if not parts:
+        raise NothingExtracted("the masks lie on no surface that was reconstructed; check that they fit")
+    largest = max(part.area for part in parts)
+    kept = [part.vertices for part in parts if part.area >= LEAST_PIECE_SHARE * largest]
+    return torch.from_numpy(np.concatenate(kept).astype(np.float32))
+
+
+def carved(
+    found: Float[Tensor, "p 3"],
+    depth: Float[Tensor, "n h w"],
+    cameras: Cameras,
+    plane: Float[Tensor, " 4"] | None,
+    voxel_m: float,
+    *,
+    masks: Bool[Tensor, "n h w"] | None = None,
+    cells: int = 96,
+) -> Mesh:
+    """The closed surface between what views saw to be empty and the rest, around points found on it.
+
+    Args:
+        plane: the thing ends there; the layer of twice `voxel_m` above it is as the layer above that.
+
+    Raises:
+        NothingExtracted: nothing solid is left.
+    """
+    turn = level_turn(plane)
+    points = found.double() @ turn.T
+    low, high = points.amin(0), points.amax(0)
+    floor = None if plane is None else -plane[3].double()
+    if floor is not None:
+        low[2] = floor
+    step = max(((high - low).max() / cells).item(), 1e-6)
+    reach = max(3 * step, 3 * voxel_m)
+    margin = 3
+    counts = [int(n) for n in ((high - low) / step).ceil() + 1 + 2 * margin]
+    axes = [low[k] + step * (torch.arange(counts[k], dtype=torch.float64) - margin) for k in range(3)]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) @ turn
+    outside = emptiness(grid.float(), depth, cameras, reach, masks).reshape(counts).numpy()
+    outside = ndimage.gaussian_filter(outside, 0.7)
+    if floor is not None:
+        clear = min(int(np.ceil(2 * voxel_m / step)) + margin, counts[2] - 2)
+        outside[:, :, :clear] = outside[:, :, clear : clear + 1]
+        outside = np.maximum(outside, ((floor - axes[2]) / reach).numpy()[None, None])
+    for side in range(3):  # closed at the border of the grid
+        np.moveaxis(outside, side, 0)[[0, -1]] = 1.0
+    labels, count = ndimage.label(outside < 0)  # pyright: ignore[reportGeneralTypeIssues]
+    if not count:
+        raise NothingExtracted("nothing solid is left of the thing; reconstruct from more or sharper views")
+    sizes = np.bincount(labels.ravel())[1:]
+    outside = np.where((labels > 0) & (labels != sizes.argmax() + 1), -outside, outside)
+    vertices, faces, _, _ = marching_cubes(outside, 0.0)
+    corner = torch.stack([axis[0] for axis in axes])
+    world = (corner + step * torch.from_numpy(vertices.astype(np.float64))) @ turn
+    grey = torch.full((len(vertices), 3), 128, dtype=torch.uint8)
+    return Mesh(world.float(), torch.from_numpy(faces.astype(np.int64)), grey)
+
+
+def emptiness(
+    points: Float[Tensor, "p 3"],
+    depth: Float[Tensor, "n h w"],
+    cameras: Cameras,
+    reach_m: float,
+    masks: Bool[Tensor, "n h w"] | None = None,
+) -> Float[Tensor, " p"]:
+    """Mean over views of how far points lie before the surface that is seen, in [-1, 1] in units of reach.
+
+    Views from which a point is hidden say nothing; a point that is hidden from all is solid (-1). A pixel
+    outside of the thing's mask says that everything before its surface is empty. Behind the edge of a nearer
+    surface a pixel says nothing, because half of it may be that surface.
+    """
+    nearest = -torch.nn.functional.max_pool2d(-depth[:, None], 3, stride=1, padding=1)[:, 0]
+    total, weight = torch.zeros(len(points)), torch.zeros(len(points))
+    for view in range(len(cameras)):
+        pixels, z = (x[0] for x in cameras[view].project(points))
+        column, row = pixels.nan_to_num(-1.0).clamp(-1, 1e6).floor().long().unbind(-1)
+        inside = (z > 0) & (column >= 0) & (column < cameras.width) & (row >= 0) & (row < cameras.height)
+        row, column = row.clamp(0, cameras.height - 1), column.clamp(0, cameras.width - 1)
+        surface = depth[view, row, column]
+        before = (surface - z) / reach_m
+        near = nearest[view, row, column]
+        known = inside & (surface > 0) & (before > -1) & ((surface - near < reach_m) | (z < near))
+        value = before.clamp(max=1.0)
+        if masks is not None:
+            value = torch.where(masks[view, row, column], value, torch.ones_like(value))
+        total += torch.where(known, value, torch.zeros_like(value))
+        weight += known
+    return torch.where(weight > 0, total / weight.clamp(min=1), -torch.ones_like(total))
+
+
+def level_turn(plane: Float[Tensor, " 4"] | None) -> Float[Tensor, "3 3"]:
+    """A rotation (float64) that takes a plane's normal to +Z and leaves +X near where it was."""
+    normal = torch.tensor([0.0, 0.0, 1.0]) if plane is None else plane[:3].cpu()
+    up = torch.nn.functional.normalize(normal.double(), dim=0)
+    side = torch.eye(3, dtype=torch.float64)[2 if up[1].abs() > 0.9 else 1]
+    x = torch.nn.functional.normalize(torch.linalg.cross(side, up), dim=0)
+    return torch.stack([x, torch.linalg.cross(up, x), up])
+
+
+def _pieces(scene: Mesh, chosen: Bool[Tensor, " f"]) -> list[trimesh.Trimesh]:
+    """The connected pieces that some of the faces make up."""
+    whole = trimesh.Trimesh(scene.vertices.cpu().numpy(), scene.faces.cpu().numpy(), process=False)
+    whole.update_faces(chosen.cpu().numpy())
+    whole.remove_unreferenced_vertices()
+    return list(whole.split(only_watertight=False))

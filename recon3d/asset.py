@@ -40,8 +40,8 @@ def asset(
 
     Args:
         source: a video, a folder of photos, one with a transforms.json (nerfstudio's format), or prompt:TEXT.
-        output: where it goes; .glb (+Y up, as glTF demands), .ply or .obj (+Z up), .xml for a MuJoCo body of the
-            thing alone with its mesh and texture beside it; metres where the scale is known.
+        output: where it goes; .glb (+Y up, as glTF demands), .ply or .obj (+Z up), .xml for a MuJoCo body of
+            the thing alone with its mesh and texture beside it; metres where the scale is known.
         preset: how long to train: tiny for a quick look, cpu, or gpu for a finer grid on a CUDA device.
         seed: of the training.
         held_out_every: every so manieth view is kept from training, to be predicted.

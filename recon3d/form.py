@@ -71,12 +71,14 @@ class Shape:
     """A surface in its final form.
 
     Attributes:
-        mesh: with vertex colours.
+        solid: as fine as it was found; decimation may open what was closed.
+        mesh: of so many faces as were asked for, with vertex colours.
         shown: the same, or under its texture.
         turn: the rotation that stands it on its base.
         extracted: whether it is one thing without its surroundings.
     """
 
+    solid: Mesh
     mesh: Mesh
     shown: Mesh | Textured
     turn: Float[Tensor, "3 3"]
@@ -99,7 +101,7 @@ def shaped(
     """
     if not form.extract and not form.texture:
         mesh = decimated(cleaned(result.mesh()), form.most_faces)
-        return Shape(mesh, mesh, torch.eye(3, dtype=torch.float64), False)
+        return Shape(mesh, mesh, mesh, torch.eye(3, dtype=torch.float64), False)
     chosen, cameras, depth = result.depth_maps()
     pictures = result.frames[chosen.to(result.frames.device)].cpu()
     own, cameras, depth = result.cameras[chosen].to("cpu"), cameras.to("cpu"), depth.cpu()
@@ -112,33 +114,38 @@ def shaped(
         found = extract(scene, depth, cameras, focus, voxel_m, masks=cut, seed=seed)
         scene, turn = found.mesh, level_turn(found.plane)
     if not len(scene.faces):
-        return Shape(scene, scene, turn, form.extract)
+        return Shape(scene, scene, scene, turn, form.extract)
     shots = Shots(pictures, depth, own, 2 * voxel_m)
     mesh = decimated(scene, form.most_faces)
     mesh = painted(mesh, shots) if form.extract else mesh
     shown = textured(mesh, form.texture, shots) if form.texture else mesh
-    return Shape(mesh, shown, turn, form.extract)
+    return Shape(scene, mesh, shown, turn, form.extract)
 
 
 def write_shape(shape: Shape, output: Path, form: Form, unit: str = "metres", seed: int = 0) -> list[str]:
     """Writes a surface in the format of the output's suffix; what is to be said about it, a line each."""
     longest = (shape.mesh.vertices.amax(0) - shape.mesh.vertices.amin(0)).max().item()
     factor = 1.0 if form.size_m is None else form.size_m / longest
+    solid = replace(shape.solid, vertices=shape.solid.vertices * factor)
     mesh = replace(shape.mesh, vertices=shape.mesh.vertices * factor)
     shown = replace(shape.shown, vertices=shape.shown.vertices * factor)
     said = [f"{output}: {len(mesh.vertices)} vertices, {len(mesh.faces)} faces, {unit}"]
     if output.suffix.lower() == ".xml" and isinstance(shown, Textured):
         turn = shape.turn
-        body = write_mjcf(mesh, shown, output, density=form.density, parts=form.parts, turn=turn, seed=seed)
+        body = write_mjcf(solid, shown, output, density=form.density, parts=form.parts, turn=turn, seed=seed)
         closed = "closed" if body.watertight else "open: mass from its convex parts"
         said += [f"{body.mass_kg:.3g} kg at {form.density:g} kg/m^3, {body.parts} convex parts, {closed}"]
     else:
         assets.write(shown, output)
     if shape.extracted:
-        solid = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
-        size = " x ".join(f"{side:.3g}" for side in solid.extents)
-        volume = f"volume {solid.volume:.3g} m^3" if solid.is_volume else "no volume"
-        said += [f"watertight: {'yes' if solid.is_watertight else 'no'}, {volume}, {size} m"]
+        fine, made = (
+            trimesh.Trimesh(m.vertices.numpy(), m.faces.numpy(), process=False) for m in (solid, mesh)
+        )
+        size = " x ".join(f"{side:.3g}" for side in made.extents)
+        volume = f"volume {fine.volume:.3g} m^3" if fine.is_volume else "no volume"
+        opened = fine.is_watertight and not made.is_watertight
+        cure = f" (it was with {len(fine.faces)} faces; ask for more --faces)" if opened else ""
+        said += [f"watertight: {'yes' if made.is_watertight else 'no'}{cure}, {volume}, {size} m"]
     return said
 
 

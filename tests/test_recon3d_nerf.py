@@ -11,6 +11,7 @@ from PIL import Image
 
 from recon3d import asset, assets, nerf, sweeps
 from recon3d.cameras import to_transforms
+from recon3d.form import Form
 from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download, run
 from recon3d.views import normals_from_depth
 
@@ -144,7 +145,7 @@ def write_capture(folder, frames, cameras, lost=()):
 def test_asset_writes_a_mesh_and_prints_the_held_out_psnr(tmp_path, sweep, capsys):
     frames, cameras, _ = sweep
     folder = write_capture(tmp_path / "capture", frames, cameras, lost=(3,))
-    assert asset.asset(str(folder), tmp_path / "thing.glb", preset="tiny", faces=3000) == 0
+    assert asset.asset(str(folder), tmp_path / "thing.glb", preset="tiny", form=Form(faces=3000)) == 0
     printed = capsys.readouterr()
     assert "003.png" in printed.err
     assert printed.out.strip().splitlines()[-1].startswith("PSNR 2")

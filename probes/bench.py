@@ -97,7 +97,9 @@ class Timing:
 
 def bench(
     checkpoint: str = "default",
-    what: Literal["all", "dream", "worlds", "nerf", "peers", "estimate", "scenes", "scaling"] = "all",
+    what: Literal[
+        "all", "dream", "worlds", "nerf", "peers", "estimate", "scenes", "poses", "scaling"
+    ] = "all",
     steps: int = 20,
     turns: int = 5,
     batch: int = 8,
@@ -116,9 +118,10 @@ def bench(
 
     Args:
         checkpoint: the world model: default, or a folder.
-        what: one part only; peers (not in all): the dream beside itself without cache and beside --peer;
-            estimate (not in all): generations beside the time foretold; scenes (not in all): surfaces rebuilt
-            from pictures against the exact ones; scaling (not in all): what views and pixels cost the NeRF.
+        what: one part only. Not in all: peers, the dream beside itself without cache and beside --peer;
+            estimate, generations beside the time foretold; scenes, surfaces rebuilt from pictures against the
+            exact ones; poses, cameras estimated from frames alone against the true ones; scaling, what views
+            and pixels cost the NeRF.
         steps: control steps in one turn of an env.
         turns: how often each contestant has its turn; medians are printed.
         batch: rows of the batched dream.
@@ -130,8 +133,8 @@ def bench(
         rows: rows of a batch for peers.
         threads: threads for peers.
         nerfacto_minutes: let nerfacto train so long and say how much sooner our NeRF reaches its best.
-        scenes: how many scenes are rebuilt; their seeds follow one another.
-        size: height (and width) of the pictures of scenes.
+        scenes: how many scenes are rebuilt or filmed; their seeds follow one another.
+        size: height (and width) of the pictures of scenes and poses.
     """
     counts = {"steps": [steps], "turns": [turns], "batch": [batch], "scenes": [scenes], "size": [size]}
     for name, values in (counts | {"sizes": sizes, "rows": rows, "threads": threads}).items():
@@ -152,7 +155,7 @@ def bench(
         print(foretold(WorldModel.load(checkpoint), sizes))
     timings = race(contestants, turns) if contestants else []
     tables, results = [], {}
-    if what in ("all", "nerf", "scenes", "scaling"):
+    if what in ("all", "nerf", "scenes", "poses", "scaling"):
         tables, results = reconstructions(what, preset, seed, nerfacto_minutes, scenes, size, sizes, out)
     after = os.getloadavg()[0]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -1,4 +1,4 @@
-"""`orrery bench --what nerf|scenes|scaling`: our NeRF beside nerfacto, and what views and pixels cost.
+"""`orrery bench --what nerf|scenes|poses|scaling`: our NeRF beside nerfacto, and what views and pixels cost.
 
 Both methods get the same frames, cameras, held-out views and threads. While they train, some of the held-out
 views are looked at from time to time with the clock stopped, so that the times to a PSNR can be compared.
@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from probes.poses_bench import poses_table
 from probes.scenes_bench import scenes_table
 from probes.subjects import HELD_OUT_SEED, ReferenceSubject
 from probes.tables import aligned
@@ -47,6 +48,10 @@ def reconstructions(
         first = SCENES_SEED + seed
         found, table = scenes_table(range(first, first + scenes), size, preset)
         return [table], {"scenes": [asdict(scene) for scene in found]}
+    if what == "poses":
+        first = SCENES_SEED + seed
+        found, table = poses_table(range(first, first + scenes), size)
+        return [table], {"poses": [asdict(score) for score in found]}
     if what == "scaling":
         costs = scaling(SCALING_VIEWS, sizes, preset, seed)
         if out is not None:

@@ -1,9 +1,13 @@
 """What `orrery bench` says of reconstructions: times to a PSNR, costs, and scenes with their truth."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from probes.nerf_bench import Cost, Fit, scaling_figure, scaling_table, sooner
+from probes.poses_bench import PosesScore, summary, worst
 from probes.scenes_bench import reference_scene
 from recon3d.mesh import nearest
 
@@ -34,3 +38,14 @@ def test_a_scenes_depth_lies_on_its_mesh():
     assert distance.max().item() < 0.03
     assert scene.of_things[face].float().mean().item() == pytest.approx(0.3, abs=0.29)
     assert torch.isfinite(scene.depth).float().mean() > 0.5
+
+
+def test_the_worst_of_scores_has_the_fewest_points_and_the_largest_errors():
+    scores = [
+        PosesScore(1, 40, 900, 0.2, 0.01, 0.02, 0.3, 9.0),
+        PosesScore(2, 38, 950, 0.1, 0.03, 0.01, 0.5, 8.0),
+    ]
+    assert summary(scores, worst) == PosesScore(1, 38, 900, 0.2, 0.03, 0.02, 0.5, 9.0)
+    assert summary(scores, np.mean).share == pytest.approx(0.015)
+    lost = replace(scores[0], rotation_deg=float("nan"))
+    assert np.isnan(summary([scores[1], lost], worst).rotation_deg), "a path that is lost is no good score"

@@ -95,6 +95,9 @@ class Timing:
     setting: str = ""
 
 
+RECONSTRUCTIONS = ("all", "nerf", "scenes", "poses", "scaling")
+
+
 def bench(
     checkpoint: str = "default",
     what: Literal[
@@ -118,10 +121,9 @@ def bench(
 
     Args:
         checkpoint: the world model: default, or a folder.
-        what: one part only. Not in all: peers, the dream beside itself without cache and beside --peer;
-            estimate, generations beside the time foretold; scenes, surfaces rebuilt from pictures against the
-            exact ones; poses, cameras estimated from frames alone against the true ones; scaling, what views
-            and pixels cost the NeRF.
+        what: one part only. Not in all: peers, the dream beside itself uncached and beside --peer; estimate,
+            generations beside the time foretold; scenes, surfaces rebuilt from pictures; poses, cameras found
+            from frames alone, both beside the truth; scaling, what views and pixels cost the NeRF.
         steps: control steps in one turn of an env.
         turns: how often each contestant has its turn; medians are printed.
         batch: rows of the batched dream.
@@ -155,7 +157,7 @@ def bench(
         print(foretold(WorldModel.load(checkpoint), sizes))
     timings = race(contestants, turns) if contestants else []
     tables, results = [], {}
-    if what in ("all", "nerf", "scenes", "poses", "scaling"):
+    if what in RECONSTRUCTIONS:
         tables, results = reconstructions(what, preset, seed, nerfacto_minutes, scenes, size, sizes, out)
     after = os.getloadavg()[0]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"

@@ -142,10 +142,11 @@ def write_shape(shape: Shape, output: Path, form: Form, unit: str = "metres", se
             trimesh.Trimesh(m.vertices.numpy(), m.faces.numpy(), process=False) for m in (solid, mesh)
         )
         size = " x ".join(f"{side:.3g}" for side in made.extents)
-        volume = f"volume {fine.volume:.3g} m^3" if fine.is_volume else "no volume"
+        metre = "m" if unit == "metres" else "units"
+        volume = f"volume {fine.volume:.3g} {metre}^3" if fine.is_volume else "no volume"
         opened = fine.is_watertight and not made.is_watertight
         cure = f" (it was with {len(fine.faces)} faces; ask for more --faces)" if opened else ""
-        said += [f"watertight: {'yes' if made.is_watertight else 'no'}{cure}, {volume}, {size} m"]
+        said += [f"watertight: {'yes' if made.is_watertight else 'no'}{cure}, {volume}, {size} {metre}"]
     return said
 
 

@@ -19,8 +19,8 @@ from recon3d.cameras import Cameras
 from recon3d.views import resized
 
 DIFFERENT = 0.05  # mean squared difference of colours beyond which more does not count
-FEWEST = 2  # pictures that must show a place
 NOISE = 2e-5  # the same between pictures of one surface: about one level of 255
+FEWEST = 2  # pictures that must show a place
 SHARPNESS = 4.0  # how sharply worse matches are ruled out; chosen on a reference scene, as the next three
 STIFFNESS = 1e4  # weight of smoothness, 1 / (offset in parts of the reach)^2 at the unit below
 OUTLIER = 0.13  # residual, in parts of the reach, that counts little

@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from simulator.flow import Levels, add_noise, move, towards
 from simulator.latents import LatentEpisodes, Windows, draw
 from simulator.text import WIDTH
-from simulator.transformer import Conditions, frame_mask
+from simulator.transformer import Conditions
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class WorldTraining:
     sweep_clips: int = 6  # windows in a sweep batch
     sweep_frames: int = 40  # latent steps in a sweep window
     pictures: int = 256  # single frames in a picture batch
-    clip_share: float = 0.12  # of the batches
+    clip_share: float = 0.15  # of the batches
     shots_share: float = 0.05  # of the batches
     sweep_share: float = 0.15  # of the batches
     picture_share: float = 0.2  # of the batches
-    other_sizes: float = 0.2  # share of the batches in picture sizes other than the most frequent
+    other_sizes: float = 0.3  # share of the batches in picture sizes other than the most frequent
     flow_maps: float = 0.2  # share of the batches that learn to take large steps
     own_past: float = (
         0.25  # share of the rollout batches whose past is the model's own, after half of the run
@@ -97,7 +98,7 @@ class Kind:
     """How windows of one kind of batch are cut and masked."""
 
     from_start: float  # share that begins at the episode's first frame
-    causal: float  # share under the rollout's mask
+    causal: bool  # frames see those before them alone
     actions: float  # share that is told its actions
     cameras: float  # share that is told its cameras
     max_stride: int = 1
@@ -105,11 +106,11 @@ class Kind:
 
 
 KINDS = {
-    "rollout": Kind(from_start=0.25, causal=1.0, actions=1.0, cameras=0.1),
-    "clip": Kind(from_start=0.3, causal=0.0, actions=0.7, cameras=0.3),
-    "shots": Kind(from_start=0.5, causal=0.0, actions=0.5, cameras=0.5, shots=SHOTS),
-    "sweep": Kind(from_start=0.5, causal=0.0, actions=0.3, cameras=0.95, max_stride=3),
-    "picture": Kind(from_start=0.6, causal=0.0, actions=0.0, cameras=0.0),
+    "rollout": Kind(from_start=0.25, causal=True, actions=1.0, cameras=0.1),
+    "clip": Kind(from_start=0.3, causal=False, actions=0.7, cameras=0.3),
+    "shots": Kind(from_start=0.5, causal=False, actions=0.5, cameras=0.5, shots=SHOTS),
+    "sweep": Kind(from_start=0.5, causal=False, actions=0.3, cameras=0.95, max_stride=3),
+    "picture": Kind(from_start=0.6, causal=False, actions=0.0, cameras=0.0),
 }
 
 
@@ -122,9 +123,12 @@ class Batch(NamedTuple):
     next_level: Levels  # where the step that is learnt leads; noise_level itself: the flow's direction there
     target: Float[Tensor, "b n c y x"]  # what the network is to predict
     conditions: Conditions
-    allowed: Bool[Tensor, "b n m"]
+    causal: bool
     rewards: Float[Tensor, "b n"]
     terminated: Float[Tensor, "b n"]
+
+    def to(self, device: torch.device) -> Batch:
+        return tree_map_only(Tensor, lambda value: value.to(device), self)
 
 
 def draw_levels(rng: np.random.Generator, clips: int, frames: int, kind: str) -> Float[np.ndarray, "b n"]:
@@ -224,7 +228,6 @@ def make_batch(
     windows = draw(
         data, episodes, frames, rng, from_start=how.from_start, max_stride=how.max_stride, shots=how.shots
     )
-    causal = torch.from_numpy(rng.random(clips) < how.causal)
     level = torch.from_numpy(draw_levels(rng, clips, frames, kind))
     noise = torch.from_numpy(rng.standard_normal(windows.latents.shape, dtype=np.float32))
     return Batch(
@@ -234,7 +237,7 @@ def make_batch(
         level,
         windows.latents,
         _conditions(data, windows, training, how, text_tokens, rng),
-        frame_mask(frames, causal, window),
+        how.causal,
         windows.rewards,
         windows.terminated,
     )

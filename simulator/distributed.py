@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from simulator.checkpoint import load_weights
 from simulator.optim import Learner
 from simulator.transformer import Transformer, TransformerConfig
 
@@ -100,7 +101,16 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
     if where.type == "cuda":
         where = torch.device("cuda", processes.local_rank)
         torch.cuda.set_device(where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
+    backend, store = "nccl" if where.type == "cuda" else "gloo", None
+    if processes.local_count == processes.count:
+        # torchrun keeps its store across restarts, where a worker could read addresses of the dead (pytorch
+        # issue 135712). Restarts are counted alike on one machine alone; for several, set
+        # TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store for each.
+        store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"start {processes.restarts}", store)
+    dist.init_process_group(
+        backend, store=store, rank=processes.rank, world_size=processes.count, timeout=PATIENCE
+    )
     try:
         yield processes, where
     finally:
@@ -108,13 +118,25 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
 
 
 def build(
-    config: TransformerConfig, where: torch.device, processes: Processes, *, trained: bool = True
+    config: TransformerConfig,
+    where: torch.device,
+    processes: Processes,
+    *,
+    trained: bool = True,
+    weights: Path | None = None,
 ) -> Transformer:
-    """A transformer with fresh weights. With several processes each holds its share of every parameter, and
-    only the first ever holds all of them at once."""
+    """A transformer with fresh weights, or those of a file. With several processes each holds its share of
+    every parameter, and only the first ever holds all of them at once."""
+
+    def first() -> Transformer:
+        model = Transformer(config)
+        if weights is not None:
+            load_weights(weights, model)
+        return model
+
     if processes.count == 1:
-        return Transformer(config).to(where).requires_grad_(trained)
-    weights = Transformer(config).state_dict() if processes.first else {}
+        return first().to(where).requires_grad_(trained)
+    values = first().state_dict() if processes.first else {}
     with torch.device("meta"):
         model = Transformer(config).requires_grad_(trained)
     # blocks return views, of which nothing here is changed in place
@@ -127,7 +149,7 @@ def build(
     model.set_force_sum_reduction_for_comms(where.type == "cpu")
     model.to_empty(device=where)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(model, weights, options=options)
+    set_model_state_dict(model, values, options=options)
     return model
 
 

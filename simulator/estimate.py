@@ -25,7 +25,7 @@ from simulator.batches import WorldTraining
 from simulator.distributed import Processes, economise
 from simulator.optim import fast_precision, split_parameters
 from simulator.text import WIDTH
-from simulator.transformer import Conditions, Transformer, TransformerConfig, frame_mask
+from simulator.transformer import Conditions, Transformer, TransformerConfig
 
 # of activations, what glibc's heap keeps when they are freed, without and with recomputing: the resident
 # memory of the small preset beside that under a fixed MALLOC_MMAP_THRESHOLD_
@@ -92,8 +92,8 @@ class Live(TorchDispatchMode):
         return max(accumulate(sizes, initial=0))
 
 
-def example(config: TransformerConfig, shape: Shape) -> tuple[Tensor, Tensor, Conditions, Tensor]:
-    """Latents, noise levels, conditions and mask of a batch: zeros, for their shapes."""
+def example(config: TransformerConfig, shape: Shape) -> tuple[Tensor, Tensor, Conditions]:
+    """Latents, noise levels and conditions of a batch: zeros, for their shapes."""
     b, n, words = shape.clips, shape.frames, shape.text_tokens
     cells = (shape.height, shape.width)
     conditions = Conditions(
@@ -107,8 +107,8 @@ def example(config: TransformerConfig, shape: Shape) -> tuple[Tensor, Tensor, Co
         rays=torch.zeros(b, n, 6, *cells),
         rays_known=torch.ones(b, n, dtype=torch.bool),
     )
-    mask = frame_mask(n, torch.full((b,), shape.causal), config.window)
-    return torch.zeros(b, n, config.latent_channels, *cells), torch.zeros(b, n), conditions, mask
+    latents = torch.zeros(b, n, config.latent_channels, *cells)
+    return latents, torch.zeros(b, n), conditions
 
 
 @functools.lru_cache(maxsize=16)
@@ -119,7 +119,7 @@ def trace(config: TransformerConfig, shape: Shape, recomputed: bool = False) -> 
         economise(model, recomputed=recomputed, compiled=False)
         own = {live.number_of(parameter) for parameter in model.parameters()}
         with fast_precision(torch.device("cpu")):
-            found = model(*example(config, shape))
+            found = model(*example(config, shape), causal=shape.causal)
         forward = live.flop
         total = found.data.sum() + found.reward.sum() + found.terminated.sum() + found.log_error.sum()
         del found

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from simulator.flow import Levels
 from simulator.state import State
-from simulator.transformer import Conditions, Memory, Prediction, frame_mask
+from simulator.transformer import Conditions, Memory, Prediction
 from simulator.world_model import WorldModel
 
 
@@ -56,15 +56,15 @@ class FullWindow(WorldModel):
             rays=torch.zeros_like(conditions.rays).repeat(1, frames, 1, 1, 1),
             rays_known=torch.zeros_like(conditions.rays_known).repeat(1, frames),
         )
-        causal = torch.ones(len(noisy), dtype=torch.bool, device=noisy.device)
         found = self.transformer(
             window.latents,
             window.noise_level,
             together,
-            frame_mask(frames, causal, self.transformer.config.window),
+            None,
             float(state.frame - frames + 1),
             None,
             torch.cat([before.noise_level, next_level], dim=1) if self.config.large_steps else None,
+            causal=True,
         )
         last = {name: getattr(found, name)[:, -1:] for name in ("data", "reward", "terminated", "log_error")}
         return found._replace(**last, memory=window)

@@ -20,7 +20,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.stats import t as student
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from simulator.batches import TRAININGS, Batch, WorldTraining, make_batch, text_room
@@ -143,7 +142,7 @@ def held_out_losses(model: Transformer, batches: Sequence[Batch]) -> Float[np.nd
     where = next(model.parameters()).device
     found = []
     for batch in batches:
-        batch = tree_map(lambda value: value.to(where), batch)
+        batch = batch.to(where)
         with fast_precision(where):
             _, _, error = loss_of(model, batch)
         found.append((loss_weight(batch.noise_level) * error).mean(dim=1).cpu().numpy())
@@ -186,7 +185,7 @@ def train_one(
         while learner.clock.step < steps:
             rng = np.random.default_rng([seed, learner.clock.step])
             batch = make_batch(data, training, "rollout", config.window, text_tokens, rng)
-            batch = tree_map(lambda value: value.to(where), batch)
+            batch = batch.to(where)
             set_rates(learner.optimizers, rate_factor(learner.clock.progress))
             with fast_precision(where):
                 loss, _, _ = loss_of(model, batch)

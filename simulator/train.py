@@ -22,7 +22,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from simulator.batches import (
@@ -38,6 +37,7 @@ from simulator.batches import (
 )
 from simulator.checkpoint import (
     CONFIG,
+    as_config,
     check_writable,
     code_version,
     fingerprint,
@@ -95,6 +95,7 @@ class Job:
     training: WorldTraining
     seed: int
     resume: bool
+    start_from: Path | None  # a world model whose weights are the first ones
     compiled: bool
     recomputed: bool  # activations, in the backward pass
 
@@ -105,7 +106,7 @@ def loss_of(
     """Total loss, the data loss alone, and each frame's mean squared error in data space."""
     noisy = add_noise(batch.data, batch.noise, batch.noise_level)
     found: Prediction = model(
-        noisy, batch.noise_level, batch.conditions, batch.allowed, next_level=batch.next_level
+        noisy, batch.noise_level, batch.conditions, next_level=batch.next_level, causal=batch.causal
     )
     error, off = (
         rearrange((found.data - goal).square(), "b n c y x -> b n (c y x)").mean(dim=-1)
@@ -128,6 +129,7 @@ def save(
     buckets: tuple[LatentEpisodes, ...],
     training: WorldTraining,
     clock: Clock,
+    start_from: Path | None = None,
 ) -> None:
     """A whole world model in `out`: both networks' weights and one config that says how they were made."""
     tokenizer, data = read_json(tokenizer_folder / CONFIG), buckets[0]
@@ -150,6 +152,7 @@ def save(
                 "minutes": round(clock.seconds / 60, 3),
                 "code": code_version(),
                 "training": asdict(training),
+                **({"started_from": read_json(start_from / CONFIG)["made"]} if start_from else {}),
             },
         },
     )
@@ -204,6 +207,10 @@ def train(
     ] = False,
     seed: int = 0,
     resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
+    start_from: Annotated[
+        Path | None,
+        tyro.conf.arg(help="world model to train further, of this preset, tokenizer and worlds"),
+    ] = None,
     compile: Annotated[
         bool, tyro.conf.arg(help="torch.compile: faster after minutes, needs a C++ compiler")
     ] = False,
@@ -231,7 +238,9 @@ def train(
     torch.manual_seed(seed)
     config = PRESETS[preset]
     with joined(device) as (processes, where):
-        job = Job(data, tokenizer, out, config, training, seed, resume, compile, checkpoint_activations)
+        job = Job(
+            data, tokenizer, out, config, training, seed, resume, start_from, compile, checkpoint_activations
+        )
         return train_together(job, processes, where, track)
 
 
@@ -253,6 +262,8 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
     check_fits(needed, free_bytes(where) / processes.local_count, job.recomputed)
     buckets = load_together(job, encoder, processes)
     job = fitted(job, buckets[0])
+    if job.start_from:
+        check_same_kind(job, buckets[0])
     learner = start(job, where, processes)
     if resume:
         load_run(saved, learner, processes)
@@ -279,6 +290,37 @@ def fitted(job: Job, data: LatentEpisodes) -> Job:
     return replace(job, config=config, training=fitting(job.training, data))
 
 
+def check_same_kind(job: Job, data: LatentEpisodes) -> None:
+    """Raises ValueError if `start_from` is not a world model of the data's worlds, of this tokenizer's
+    latents and of the preset's shape: its weights would mean something else here."""
+    assert job.start_from is not None
+    source, values = job.start_from / CONFIG, read_json(job.start_from / CONFIG)
+    if "world_model" not in values:
+        raise ValueError(
+            f"--start-from: {source} is not a world model's; give a folder of `orrery train world`"
+        )
+    theirs, ours = values["world_model"], {"worlds": list(data.worlds), "action_sizes": data.action_sizes}
+    for name, mine in ours.items():
+        if theirs[name] != mine:
+            raise ValueError(
+                f"--start-from: {job.start_from} has {name} {theirs[name]}, the data {mine}; record episodes "
+                "of just those worlds, or train from fresh weights"
+            )
+    config = as_config(TransformerConfig, values["transformer"], source)
+    if config != job.config:
+        raise ValueError(
+            f"--start-from: {job.start_from} is of another shape ({config}) than --preset's ({job.config})"
+        )
+    theirs, ours = (
+        load_tokenizer(folder).encoder.bfloat16().state_dict() for folder in (job.start_from, job.tokenizer)
+    )
+    if any(not torch.equal(theirs[name], ours[name]) for name in ours):
+        raise ValueError(
+            f"--start-from: {job.start_from} was trained on another tokenizer's latents than "
+            f"{job.tokenizer}'s; give --tokenizer {job.start_from}"
+        )
+
+
 def load_together(job: Job, encoder: Tokenizer, processes: Processes) -> tuple[LatentEpisodes, ...]:
     """The episodes, of which each process has encoded its share."""
     version = fingerprint(job.tokenizer / TOKENIZER_WEIGHTS)
@@ -290,8 +332,8 @@ def load_together(job: Job, encoder: Tokenizer, processes: Processes) -> tuple[L
 
 
 def start(job: Job, where: torch.device, processes: Processes) -> Learner[Transformer]:
-    """Fresh weights, their moving average, and optimizers."""
-    model = build(job.config, where, processes)
+    """The first weights, their moving average, and optimizers."""
+    model = build(job.config, where, processes, weights=job.start_from and job.start_from / WEIGHTS)
     average = build(job.config, where, processes, trained=False)
     ema_update(average, model, 0.0)
     economise(model, recomputed=job.recomputed, compiled=job.compiled and processes.count > 1)
@@ -307,7 +349,7 @@ def keep(
     average, clock, out = gathered(learner.ema, processes), learner.clock, job.out
     if average is None:
         return
-    save(out, average, job.tokenizer, buckets, job.training, clock)
+    save(out, average, job.tokenizer, buckets, job.training, clock, job.start_from)
     with (out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), **averages}) + "\n")
     episodes = buckets[0]
@@ -349,8 +391,9 @@ def fit(
             data_loss = torch.zeros((), device=where)
             for index in mine:
                 rng = np.random.default_rng([job.seed, clock.step, 1 + index])
-                batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale)
-                batch = tree_map(lambda value: value.to(where), batch)
+                batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale).to(
+                    where
+                )
                 with fast_precision(where):
                     batch = lesson(batch, partial(look, model, batch), rng) if lesson else batch
                     loss, part, _ = core(model, batch)
@@ -374,7 +417,7 @@ def fit(
 @torch.no_grad()
 def guess(model: Transformer, batch: Batch, noisy: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
     """What the model predicts of a batch at other levels than its own."""
-    return model(noisy, level, batch.conditions, batch.allowed, next_level=next_level).data
+    return model(noisy, level, batch.conditions, next_level=next_level, causal=batch.causal).data
 
 
 def choose_lesson(

@@ -56,6 +56,7 @@ class TransformerConfig:
 
 
 EXTRA_TOKENS = 2
+FRAMES_AT_A_TIME = 4  # that ask, under a window
 ACTION_TOKEN, REGISTER_TOKEN = 0, 1
 PRESETS = {
     "tiny": TransformerConfig(
@@ -98,6 +99,14 @@ class Memory(NamedTuple):
     noise_level: Float[Tensor, "b 1"]  # of that frame
 
 
+class Sight(NamedTuple):
+    """What frames that ask may look at: all, or less."""
+
+    frames: int = 1  # that ask
+    window: int | None = None  # each looks at itself and the window - 1 before; none is cached
+    visible: Bool[Tensor, "b n m"] | None = None  # frame m to frame n, cached ones first
+
+
 class Prediction(NamedTuple):
     data: Float[Tensor, "b n c y x"]
     reward: Float[Tensor, "b n"]
@@ -128,14 +137,6 @@ def shifted(memory: Memory, frames: int) -> Memory:
     return memory._replace(layers=[layer._replace(keys=rotate(layer.keys, turn)) for layer in memory.layers])
 
 
-def frame_mask(frames: int, causal: Bool[Tensor, " b"], window: int) -> Bool[Tensor, "b n m"]:
-    """Which frame (n) may look at which (m): all where not causal, else itself and the window - 1 before."""
-    index = torch.arange(frames, device=causal.device)
-    back = index[:, None] - index[None, :]
-    allowed = (back >= 0) & (back < window)
-    return allowed[None] | ~causal[:, None, None]
-
-
 def axis_widths(head_width: int) -> tuple[int, int, int]:
     """Channels of a head that carry time, height and width."""
     return head_width // 2, head_width // 4, head_width // 4
@@ -162,18 +163,54 @@ def attend(
     queries: Float[Tensor, "b h s k"],
     keys: Float[Tensor, "b g m k"],
     values: Float[Tensor, "b g m k"],
-    allowed: Bool[Tensor, "b 1 s m"] | None,
+    allowed: Bool[Tensor, "#b 1 s m"] | None,
 ) -> Float[Tensor, "b h s k"]:
-    """Grouped-query attention. Plain products: on a CPU the fused kernel's backward is slow on short
-    sequences."""
+    """Grouped-query attention. Plain products: on a CPU the fused kernel's backward is slow."""
     length = queries.shape[2]
-    queries = rearrange(queries, "b (g r) s k -> b g (r s) k", g=keys.shape[1])
-    scores = (queries @ rearrange(keys, "b g m k -> b g k m")).float() * keys.shape[-1] ** -0.5
+    queries = rearrange(queries * keys.shape[-1] ** -0.5, "b (g r) s k -> b g (r s) k", g=keys.shape[1])
+    scores = queries @ rearrange(keys, "b g m k -> b g k m")
     if allowed is not None:
-        rows = queries.shape[2] // length
-        scores = scores.masked_fill(~repeat(allowed, "b 1 s m -> b 1 (r s) m", r=rows), float("-inf"))
+        bias = torch.zeros(allowed.shape, dtype=scores.dtype, device=scores.device)
+        bias = bias.masked_fill(~allowed, float("-inf"))
+        scores = scores + repeat(bias, "b 1 s m -> b 1 (r s) m", r=queries.shape[2] // length)
     mixed = scores.softmax(dim=-1).to(values.dtype) @ values
     return rearrange(mixed, "b g (r s) k -> b (g r) s k", s=length)
+
+
+def attend_frames(
+    queries: Float[Tensor, "b h s k"],
+    keys: Float[Tensor, "b g m k"],
+    values: Float[Tensor, "b g m k"],
+    sight: Sight,
+) -> Float[Tensor, "b h s k"]:
+    """Attention between the tokens of several frames; the keys may begin with frames that do not ask.
+
+    Under a window a few frames ask at a time, and only those that they may see: the scores then stay in a
+    processor's cache, and most of those that a mask would throw away are not computed.
+    """
+    frames, window, visible = sight
+    allowed = None if visible is None else _of_tokens(visible, keys.shape[2] // visible.shape[2])
+    if window is None:
+        return attend(queries, keys, values, allowed)
+    s, parts = queries.shape[2] // frames, []
+    for first in range(0, frames, FRAMES_AT_A_TIME):
+        last, oldest = min(first + FRAMES_AT_A_TIME, frames), max(0, first - window + 1)
+        index = torch.arange(oldest, last, device=keys.device)
+        back = index[first - oldest :, None] - index
+        asking, asked = slice(first * s, last * s), slice(oldest * s, last * s)
+        parts.append(
+            attend(
+                queries[:, :, asking],
+                keys[:, :, asked],
+                values[:, :, asked],
+                _of_tokens(((back >= 0) & (back < window))[None], s),
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+def _of_tokens(frames: Bool[Tensor, "b n m"], s: int) -> Bool[Tensor, "b 1 ns ms"]:
+    return repeat(frames, "b n m -> b 1 (n s) (m r)", s=s, r=s)
 
 
 class SelfAttention(nn.Module):
@@ -186,7 +223,11 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(self.heads * k, config.width, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "b s d"], rotation: Tensor, allowed: Tensor | None, past: KeysValues | None
+        self,
+        x: Float[Tensor, "b s d"],
+        rotation: Tensor,
+        sight: Sight,
+        past: KeysValues | None,
     ) -> tuple[Float[Tensor, "b s d"], KeysValues]:
         queries = rearrange(self.queries(x), "b s (h k) -> b h s k", h=self.heads)
         keys, values = rearrange(self.keys_values(x), "b s (two g k) -> two b g s k", two=2, g=self.kv_heads)
@@ -195,7 +236,7 @@ class SelfAttention(nn.Module):
         new = KeysValues(keys, values)
         if past is not None:
             keys, values = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2)
-        mixed = attend(queries, keys, values, allowed)
+        mixed = attend_frames(queries, keys, values, sight)
         return self.out(rearrange(mixed, "b h s k -> b s (h k)")), new
 
 
@@ -241,7 +282,7 @@ class Block(nn.Module):
         shared: Float[Tensor, "b n six d"],
         text: tuple[Tensor, Tensor],
         rotation: Tensor,
-        allowed: Tensor | None,
+        sight: Sight,
         past: KeysValues | None,
     ) -> tuple[Tokens, KeysValues | None]:
         b, n, s, d = x.shape
@@ -249,7 +290,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         h = F.rms_norm(x, (d,)) * (1 + scale1) + shift1
         pattern = "b n s d -> b (n s) d" if self.full else "b n s d -> (b n) s d"
-        mixed, new = self.attention(rearrange(h, pattern), rotation, allowed if self.full else None, past)
+        among = sight if self.full else Sight()
+        mixed, new = self.attention(rearrange(h, pattern), rotation, among, past)
         x = x + (1 + gate1) * mixed.reshape(b, n, s, d)
         if self.text is not None:
             h = F.rms_norm(x, (d,))
@@ -366,17 +408,19 @@ class Transformer(nn.Module):
         latents: Float[Tensor, "b n c y x"],
         noise_level: Levels,
         conditions: Conditions,
-        allowed: Bool[Tensor, "b n m"] | None = None,
+        visible: Bool[Tensor, "b n m"] | None = None,
         first_frame: Float[Tensor, ""] | float = 0.0,
         past: Memory | None = None,
         next_level: Levels | None = None,
+        causal: bool = False,
     ) -> Prediction:
         """Predict the data towards which the flow moves (`flow.move`) from `noise_level` to `next_level`.
 
-        allowed: which frame may look at which (None: all at all); m counts the cached frames first.
+        visible: which frame may look at which (None: all at all); m counts the cached frames first.
         first_frame: index of the first frame given, for its position. past: memory of the frames before.
         next_level: where a sampler goes next, at most `noise_level`; None: nowhere, that is the flow's
-        direction at `noise_level` itself, which points to the mean of the clean latents.
+        direction at `noise_level` itself, which points to the mean of the clean latents. causal: each frame
+        looks at itself and the window - 1 before it alone; for canvases without a past.
         """
         height, width = (size // self.config.patch for size in latents.shape[-2:])
         action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
@@ -386,9 +430,7 @@ class Transformer(nn.Module):
         x = self._tokens(latents, previous, conditions, action)
         frames = torch.arange(latents.shape[1], device=latents.device) + first_frame
         within, across = self._rotations(height, width, frames)
-        if allowed is not None:
-            s = x.shape[2]
-            allowed = repeat(allowed, "b n m -> b 1 (n s) (m r)", s=s, r=s)
+        sight = Sight(latents.shape[1], self.config.window if causal else None, visible)
         text = self._text(conditions, x)
         stride = torch.zeros_like(noise_level) if next_level is None else noise_level - next_level
         shared = self.modulation(
@@ -399,7 +441,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             rotation = across if block.full else within
             x, new = block(
-                x, shared, text, rotation, allowed, past.layers[depth] if past and block.full else None
+                x, shared, text, rotation, sight, past.layers[depth] if past and block.full else None
             )
             if new is not None:
                 caches.append(new)

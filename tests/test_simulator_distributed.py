@@ -30,7 +30,7 @@ from simulator.distributed import (
 from simulator.optim import Clock, Learner, ema_update, make_optimizers, take_step
 from simulator.train import loss_of, train
 from simulator.train_tokenizer import train_tokenizer
-from simulator.transformer import PRESETS, Conditions, frame_mask
+from simulator.transformer import PRESETS, Conditions
 
 TINY = PRESETS["tiny"]
 MICRO_BATCHES = 4
@@ -64,8 +64,7 @@ def micro_batch(step: int, index: int) -> Batch:
     )
     data, noise = (torch.randn(b, n, TINY.latent_channels, cells, cells, generator=g) for _ in range(2))
     level, share = torch.rand(2, b, n, generator=g)
-    mask = frame_mask(n, torch.ones(b, dtype=torch.bool), TINY.window)
-    return Batch(data, noise, level, level * share, data, conditions, mask, share, share.round())
+    return Batch(data, noise, level, level * share, data, conditions, True, share, share.round())
 
 
 def backward(one: Learner, processes: Processes) -> float:

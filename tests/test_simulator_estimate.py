@@ -40,7 +40,7 @@ def total_of(found) -> torch.Tensor:
 def test_the_trace_counts_what_a_real_pass_counts():
     model = Transformer(TINY)
     with FlopCounterMode(display=False) as counter:
-        found = model(*example(TINY, SHAPE))
+        found = model(*example(TINY, SHAPE), causal=SHAPE.causal)
         forward = counter.get_total_flops()
         total_of(found).backward()
     traced = trace(TINY, SHAPE)

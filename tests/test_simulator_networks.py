@@ -10,7 +10,7 @@ from simulator import transformer as transformer_module
 from simulator.flow import add_noise, move, schedule, towards, velocity
 from simulator.sampling import denoise, row_noise
 from simulator.tokenizer import Tokenizer
-from simulator.transformer import Conditions, Memory, Prediction, Transformer, extended, frame_mask
+from simulator.transformer import Conditions, Memory, Prediction, Transformer, extended
 
 TINY = transformer_module.PRESETS["tiny"]
 
@@ -107,9 +107,8 @@ def test_noise_of_a_row_depends_on_its_own_seed_and_position_alone():
 def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transformer: Transformer):
     n, window = 17, transformer.config.window
     c, latents, level = conditions(2, n), torch.randn(2, n, 8, 4, 4), torch.rand(2, n)
-    mask = frame_mask(n, torch.ones(2, dtype=torch.bool), window)
     with torch.no_grad():
-        whole = transformer(latents, level, c, mask)
+        whole = transformer(latents, level, c, causal=True)
         past, found = None, []
         for k in range(n):
             step = transformer(
@@ -128,9 +127,9 @@ def test_the_causal_mask_hides_the_future_and_the_open_one_does_not(transformer:
     changed[:, 4] += 1
     with torch.no_grad():
         for causal in (True, False):
-            mask = frame_mask(n, torch.tensor([causal]), transformer.config.window)
             difference = (
-                transformer(latents, level, c, mask).data - transformer(changed, level, c, mask).data
+                transformer(latents, level, c, causal=causal).data
+                - transformer(changed, level, c, causal=causal).data
             ).abs()
             assert (difference[:, :4].max() == 0) == causal
             assert difference[:, 4:].max() > 0

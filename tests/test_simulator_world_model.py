@@ -126,6 +126,30 @@ def test_a_run_goes_on_where_it_stopped(trained: Path):
         )
 
 
+def test_training_can_go_on_from_a_models_weights_and_only_where_they_mean_the_same(trained: Path):
+    same = {"data": trained / "data", "tokenizer": trained / "tokenizer", "preset": "tiny", "track": False}
+    train(**same, out=trained / "further", steps=1, start_from=trained / "world")
+    first, further, fresh = (
+        load_file(trained / run / "world_model.safetensors")["patch_out.weight"]
+        for run in ("world", "further", "world2")
+    )
+    assert 0 < (further - first).abs().max() < 0.1 * (fresh - first).abs().max()
+    made = json.loads((trained / "further" / "config.json").read_text())["made"]
+    assert made["steps"] == 1 and made["started_from"]["steps"] == 12
+    train_tokenizer(trained / "data", trained / "tokenizer2", preset="tiny", steps=2, seed=1, track=False)
+    with pytest.raises(ValueError, match="another tokenizer's latents"):
+        train(
+            **{**same, "tokenizer": trained / "tokenizer2"}, out=trained / "no", start_from=trained / "world"
+        )
+    for seed in range(2):
+        write_episode(trained / "others", replace(moving_square(seed), env_id="test/Other-v0"))
+    with pytest.raises(ValueError, match=r"worlds \['Square'\], the data \['Other'\]"):
+        train(**{**same, "data": trained / "others"}, out=trained / "no", start_from=trained / "world")
+    with pytest.raises(ValueError, match=r"of another shape"):
+        train(**{**same, "preset": "small"}, out=trained / "no", start_from=trained / "world")
+    assert not (trained / "no").exists()
+
+
 def test_held_out_seeds_are_not_trained_on(trained: Path):
     with pytest.raises(ValueError, match="holds only held-out seeds"):
         train_tokenizer(trained / "held_out", trained / "refused", preset="tiny", track=False)

@@ -13,7 +13,6 @@ from recon3d.cameras import Cameras
 from recon3d.captures import READING, Reading, read_capture
 from recon3d.extraction import NothingExtracted
 from recon3d.form import Form, checked, shaped, texture_gain, write_shape
-from recon3d.masks import read_masks
 
 PLAIN = Form()
 
@@ -67,11 +66,20 @@ def asset(
     if preset == "gpu":
         cameras = cameras.to("cuda" if torch.cuda.is_available() else "cpu")
     port_shown = port if view else None
-    masks = read_masks(Path(source), *frames.shape[:3]) if form.extract else None
     refined = {"exposure": refine_exposure, "poses": refine_poses}
     unit = "metres" if capture.metric or form.size_m else UNKNOWN_SCALE
     return write_asset(
-        frames, cameras, output, preset, seed, held_out_every, form, masks, port_shown, unit=unit, **refined
+        frames,
+        cameras,
+        output,
+        preset,
+        seed,
+        held_out_every,
+        form,
+        capture.masks,
+        port_shown,
+        unit=unit,
+        **refined,
     )
 
 

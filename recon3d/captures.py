@@ -15,9 +15,10 @@ import av
 import av.error
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras, from_transforms
@@ -55,11 +56,13 @@ class Capture:
         frames: of the cameras' size.
         cameras: in metres where the scale is known.
         metric: whether it is. Otherwise the unit is the cameras' mean distance from what they look at.
+        masks: of the thing in each picture, where its listing names them (`mask_path`).
     """
 
     frames: UInt8[Tensor, "n h w 3"]
     cameras: Cameras
     metric: bool
+    masks: Bool[Tensor, "n h w"] | None = None
 
 
 def read_capture(source: Path, reading: Reading = READING, progress: bool = False) -> Capture:
@@ -158,8 +161,11 @@ def _shrunk(capture: Capture, longest_side: int) -> Capture:
         return capture
     pictures = [_brought_down(Image.fromarray(frame.numpy()), longest_side) for frame in capture.frames]
     frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-    cameras = capture.cameras.resized(frames.shape[1], frames.shape[2])
-    return replace(capture, frames=frames, cameras=cameras)
+    size = frames.shape[1:3]
+    masks = capture.masks
+    if masks is not None:
+        masks = interpolate(masks[:, None].float(), size, mode="nearest-exact")[:, 0] > 0.5
+    return replace(capture, frames=frames, cameras=capture.cameras.resized(*size), masks=masks)
 
 
 def _brought_down(picture: Image.Image, longest_side: int) -> Image.Image:
@@ -269,4 +275,25 @@ def _read_posed(listing: Path) -> Capture:
     cameras = cameras[list(pictures)]
     if (height, width) != (cameras.height, cameras.width):
         cameras = cameras.resized(height, width)
-    return Capture(frames, cameras, metric=True)
+    found = [transforms["frames"][k] for k in pictures]
+    return Capture(frames, cameras, metric=True, masks=_read_masks(listing, found, height, width))
+
+
+def _read_masks(listing: Path, found: list[dict], height: int, width: int) -> Bool[Tensor, "n h w"] | None:
+    """The masks, white on the thing, that a listing names for pictures, at their size; None where it names
+    none."""
+    paths = [listing.parent / frame["mask_path"] for frame in found if frame.get("mask_path")]
+    if not paths:
+        return None
+    if len(paths) < len(found):
+        lacking = next(frame["file_path"] for frame in found if not frame.get("mask_path"))
+        raise ValueError(f"{listing} must give a mask_path to all frames or to none; {lacking} has none")
+    masks = []
+    for path in paths:
+        try:
+            with Image.open(path) as file:
+                grey = file.convert("L").resize((width, height), Image.Resampling.NEAREST)
+        except OSError as error:
+            raise ValueError(f"{path} is not a mask that can be read ({error}); replace it") from error
+        masks.append(torch.from_numpy(np.asarray(grey) > 127))
+    return torch.stack(masks)

@@ -283,7 +283,7 @@ class Reconstruction:
         unit = 1 / self.similarity.scale
         depth = corrected_depths(frames, cameras, view.depth, self.similarity.centre, 0.1 * unit)
         solid = view.opacity > 0.5
-        known = agreed(cameras, torch.where(solid, depth, torch.zeros_like(depth)), 0.02 * unit)
+        known = agreed(cameras, torch.where(solid, depth, torch.zeros_like(depth)), 0.01 * unit)
         return chosen, cameras, torch.where(solid, known, torch.inf)
 
     def voxel_m(self, cameras: Cameras) -> float:

@@ -36,6 +36,28 @@ def write_listing(folder, count=12, height=48, width=64, name="transforms.json",
     return cameras
 
 
+def test_masks_follow_the_pictures_that_exist_and_their_size(tmp_path):
+    write_listing(tmp_path)
+    listing = json.loads((tmp_path / "transforms.json").read_text())
+    for k, frame in enumerate(listing["frames"]):
+        frame["mask_path"] = f"mask{k}.png"
+        white = np.zeros((24, 32), np.uint8)
+        white[: 2 * k] = 255
+        Image.fromarray(white).save(tmp_path / f"mask{k}.png")
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "transforms.json").write_text(json.dumps(listing))
+    masks = read_capture(tmp_path, Reading(longest_side=32)).masks
+    assert masks.shape == (11, 24, 32)
+    assert masks.sum((1, 2)).tolist() == [64 * k for k in range(12) if k != 1]
+    (tmp_path / "mask0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"mask0\.png is not a mask"):
+        read_capture(tmp_path)
+    del listing["frames"][2]["mask_path"]
+    (tmp_path / "transforms.json").write_text(json.dumps(listing))
+    with pytest.raises(ValueError, match=r"to all frames or to none; 2\.png has none"):
+        read_capture(tmp_path)
+
+
 def test_of_a_long_video_the_sharpest_frame_of_each_part_is_read(tmp_path):
     rng = np.random.default_rng(0)
     frames = np.repeat(rng.integers(100, 110, (60, 8, 8, 3), dtype=np.uint8), 8, 1).repeat(8, 2)

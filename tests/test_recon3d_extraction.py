@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from PIL import Image
 
 import envs  # noqa: F401
 from envs.renderer import cast_rays
 from recon3d import assets, form, sweeps
-from recon3d.cameras import Cameras, concatenate, to_transforms
+from recon3d.cameras import Cameras, concatenate
 from recon3d.convex import convex_parts
 from recon3d.extraction import NothingExtracted, extract, level_turn, support_plane
 from recon3d.form import Form, checked
-from recon3d.masks import read_masks
 from recon3d.mesh import Mesh, cleaned, decimated, fuse, keep_inside
 from recon3d.mjcf import write_mjcf
 from recon3d.texture import Shots, painted, rendered, seen_psnr, textured
@@ -296,32 +294,6 @@ def test_bad_forms_are_refused_before_any_training(tmp_path, wanted, name, words
 def test_a_body_is_always_extracted_and_textured(tmp_path):
     wanted = checked(Form(), tmp_path / "a.xml")
     assert wanted.extract and wanted.texture == form.BODY_TEXTURE_PX
-
-
-def test_masks_of_a_capture_follow_its_pictures(tmp_path):
-    names = [f"{k}.png" for k in range(3)]
-    document = to_transforms(sweeps.orbit(3, height=8, width=8), names)
-    for k, frame in enumerate(document["frames"]):
-        frame["mask_path"] = f"mask{k}.png"
-        white = np.zeros((4, 4), np.uint8)
-        white[: k + 1] = 255
-        Image.fromarray(white).save(tmp_path / f"mask{k}.png")
-        if k != 1:
-            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / names[k])
-    path = tmp_path / "transforms.json"
-    path.write_text(assets.json.dumps(document))
-    masks = read_masks(tmp_path, 2, 8, 8)
-    assert masks.shape == (2, 8, 8) and masks.sum((1, 2)).tolist() == [16, 48]
-    del document["frames"][2]["mask_path"]
-    path.write_text(assets.json.dumps(document))
-    with pytest.raises(ValueError, match=r"2\.png has none"):
-        read_masks(tmp_path, 2, 8, 8)
-    (tmp_path / "mask0.png").write_bytes(b"no picture")
-    path.write_text(assets.json.dumps({**document, "frames": document["frames"][:1]}))
-    with pytest.raises(ValueError, match=r"mask0\.png is not a mask"):
-        read_masks(tmp_path, 1, 8, 8)
-    with pytest.raises(ValueError, match="gave 2 pictures and 1 masks"):
-        read_masks(tmp_path, 2, 8, 8)
 
 
 def test_a_textured_mesh_without_faces_is_refused(seen):

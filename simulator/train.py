@@ -95,9 +95,9 @@ class Job:
     training: WorldTraining
     seed: int
     resume: bool
-    start_from: Path | None  # a world model whose weights are the first ones
     compiled: bool
     recomputed: bool  # activations, in the backward pass
+    start_from: Path | None = None  # a world model whose weights are the first ones
 
 
 def loss_of(
@@ -239,7 +239,7 @@ def train(
     config = PRESETS[preset]
     with joined(device) as (processes, where):
         job = Job(
-            data, tokenizer, out, config, training, seed, resume, start_from, compile, checkpoint_activations
+            data, tokenizer, out, config, training, seed, resume, compile, checkpoint_activations, start_from
         )
         return train_together(job, processes, where, track)
 

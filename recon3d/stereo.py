@@ -6,12 +6,19 @@ rays, and neighbouring pictures are looked up where it then lies (plane-sweep st
 field's own surface in place of planes). How well they match gives a mean and a variance of the offset for
 each pixel; offsets are then smoothed where colour and depth are even, so that plain regions take them from
 their surroundings (weighted least squares, Farbman et al. 2008, reweighted against outliers: Geman and
-McClure 1987). What other views contradict in the end is dropped (Galliani et al. 2015, section 4.3).
+McClure 1987). Depth is then made of planes where the pictures allow: tables and walls are flat, and what
+tells the depth of a part of them tells it for the rest (second order smoothness, Woodford et al. 2008). What
+other views contradict in the end is dropped (Galliani et al. 2015, section 4.3).
 """
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
+from scipy import sparse
+from scipy.sparse.linalg import cg
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
 
@@ -24,6 +31,7 @@ FEWEST = 2  # pictures that must show a place
 SHARPNESS = 4.0  # how sharply worse matches are ruled out; chosen on a reference scene, as the next three
 STIFFNESS = 1e4  # weight of smoothness, 1 / (offset in parts of the reach)^2 at the unit below
 OUTLIER = 0.13  # residual, in parts of the reach, that counts little
+CREASE = 1 / 35  # bend in parts of the finest reach, a pixel squared, that counts little
 EDGE = 10.0  # how fast links weaken with a change of colour in [0, 1]
 
 
@@ -96,6 +104,61 @@ def smoothed(
     return found
 
 
+@lru_cache(maxsize=4)
+def bends(height: int, width: int) -> sparse.csr_array:
+    """The matrix that takes a map, row by row, to its second differences: along rows, along columns, and
+    across both (which count twice)."""
+
+    def step(n: int) -> sparse.dia_array:
+        return sparse.diags_array([-1.0, 1.0], offsets=[0, 1], shape=(n - 1, n))
+
+    along = sparse.kron(sparse.eye_array(height), step(width - 1) @ step(width))
+    down = sparse.kron(step(height - 1) @ step(height), sparse.eye_array(width))
+    both = 2**0.5 * sparse.kron(step(height), step(width))
+    return sparse.csr_array(sparse.vstack([along, down, both]))
+
+
+def flattened(
+    depth: Float[Tensor, "h w"],
+    goal: Float[Tensor, "h w"],
+    weights: Float[Tensor, "h w"],
+    across: Float[Tensor, "h w2"],
+    down: Float[Tensor, "h2 w"],
+    crease_m: float,
+    outlier_m: float,
+    rounds: int = 4,
+    sweeps: int = 120,
+) -> Float[Tensor, "h w"]:
+    """Depth near its goal and in planes, where inverse depth is linear in pixels: what bends, costs.
+
+    Least squares by conjugate gradients, reweighted in rounds, so that creases and outliers cost little.
+
+    Args:
+        depth: where to start; camera z, metres.
+        weights: of the goal, 1 / variance in 1/m^2.
+        across: how alike each pixel and the one to its right must be, from 0 to 1; `down`, below it.
+        crease_m: bend of depth, metres a pixel squared, that counts little.
+        outlier_m: distance from the goal that counts little.
+        sweeps: of a round; what nothing tells is reached over some tens of pixels.
+    """
+    matrix = bends(*depth.shape)
+    both = torch.minimum(torch.minimum(across[1:], across[:-1]), torch.minimum(down[:, 1:], down[:, :-1]))
+    links = [torch.minimum(across[:, 1:], across[:, :-1]), torch.minimum(down[1:], down[:-1]), both]
+    link = torch.cat([part.flatten() for part in links]).double().cpu().numpy()
+    start, asked, trusted = (x.double().cpu().numpy().ravel() for x in (depth, goal, weights))
+    unit = np.median(start) ** 2 / crease_m  # creases in a bend of inverse depth
+    found = 1 / start
+    for _ in range(rounds):
+        near = 1 / (1 + ((asked - 1 / found) / outlier_m) ** 2) ** 2
+        pull = near * trusted * start**4  # a metre of depth is 1 / depth^2 of inverse depth
+        stiff = 0.5 * unit**2 * link / (1 + (unit * (matrix @ found)) ** 2)
+        system = sparse.csr_array(sparse.diags_array(pull) + matrix.T @ (sparse.diags_array(stiff) @ matrix))
+        found, _ = cg(
+            system, pull / asked, found, maxiter=sweeps, M=sparse.diags_array(1 / system.diagonal())
+        )
+    return torch.from_numpy(1 / found).reshape(depth.shape).to(depth)
+
+
 def corrected_depth(
     picture: Float[Tensor, "3 h w"],
     camera: Cameras,
@@ -103,23 +166,27 @@ def corrected_depth(
     pictures: Float[Tensor, "k 3 h w"],
     cameras: Cameras,
     reach_m: float,
+    crease_m: float,
     steps: int = 29,
 ) -> Float[Tensor, "h w"]:
-    """One camera's depth (camera z, metres) after a sweep of offsets up to `reach_m` to both sides."""
+    """One camera's depth (camera z, metres) after a sweep of offsets up to `reach_m` to both sides, as flat
+    as `flattened` makes it."""
     offsets = torch.linspace(-reach_m, reach_m, steps).to(depth)
     mean, variance = likely_offsets(swept_costs(picture, camera, depth, offsets, pictures, cameras), offsets)
     stiffness = STIFFNESS * (0.14 / reach_m) ** 2
 
     def links(dim: int) -> Tensor:
         change = picture.diff(dim=dim + 1).abs().amax(0) * EDGE + depth.diff(dim=dim).abs() / (reach_m / 3)
-        return stiffness * torch.exp(-change)
+        return torch.exp(-change)
 
     across, down = links(1), links(0)
-    found = smoothed(mean, 1 / variance, across, down)
+    found = smoothed(mean, 1 / variance, stiffness * across, stiffness * down)
     for _ in range(3):
         trust = 1 / (1 + ((mean - found) / (OUTLIER * reach_m)).square()).square()
-        found = smoothed(mean, trust / variance, across, down)
-    return depth + found
+        found = smoothed(mean, trust / variance, stiffness * across, stiffness * down)
+    # a ray that meets nothing has no depth to speak of, and offsets may lead behind the camera
+    start, goal = ((depth + offset).clamp(0.1 * reach_m, 1e3 * reach_m) for offset in (found, mean))
+    return flattened(start, goal, 1 / variance, across, down, crease_m, OUTLIER * reach_m)
 
 
 def corrected_depths(
@@ -140,7 +207,9 @@ def corrected_depths(
         pictures = rearrange(resized(frames, small.height, small.width).float() / 255, "n h w c -> n c h w")
         start = interpolate(depth[:, None], (small.height, small.width), mode="nearest-exact")[:, 0]
         parts = [
-            corrected_depth(pictures[i], small[i], start[i], pictures[near[i]], small[near[i]], reach)
+            corrected_depth(
+                pictures[i], small[i], start[i], pictures[near[i]], small[near[i]], reach, CREASE * reach_m
+            )
             for i in range(len(cameras))
         ]
         offsets = torch.stack(parts) - start

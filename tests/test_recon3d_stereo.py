@@ -1,11 +1,20 @@
 """Depth corrected by neighbouring pictures: known errors shrink, contradicted depth goes."""
 
+import numpy as np
 import pytest
 import torch
 from analytic_scene import render
 
 from recon3d import sweeps
-from recon3d.stereo import agreed, corrected_depths, likely_offsets, neighbours, smoothed
+from recon3d.stereo import (
+    agreed,
+    bends,
+    corrected_depths,
+    flattened,
+    likely_offsets,
+    neighbours,
+    smoothed,
+)
 
 CENTRE = torch.tensor([0.0, 0.0, 0.15])
 
@@ -77,3 +86,36 @@ def test_neighbours_are_the_next_on_the_circle():
     cameras = sweeps.orbit(18)
     near = neighbours(cameras, torch.tensor([0.0, 0.0, 0.15]), 4)
     assert sorted(near[5].tolist()) == [3, 4, 6, 7]
+
+
+def test_a_plane_that_is_told_at_its_rim_alone_is_found_whole():
+    row, column = torch.meshgrid(torch.arange(40.0), torch.arange(48.0), indexing="ij")
+    plane = 1 / (0.4 + 0.004 * column - 0.002 * row)
+    weights = torch.full((40, 48), 1e4)
+    weights[6:-6, 6:-6] = 0.0
+    bulge = 0.1 * (torch.pi * row / 39).sin() * (torch.pi * column / 47).sin()
+    links = torch.ones(40, 47), torch.ones(39, 48)
+    found = flattened(plane + bulge, plane, weights, *links, 0.004, 0.02, sweeps=3000)
+    assert bulge.max() > 0.09 and (found - plane).abs().max() < 0.002
+
+
+def test_depth_stays_creased_where_pictures_say_so_and_apart_where_nothing_links():
+    column = torch.arange(48.0).expand(40, 48)
+    roof = 2 + 0.02 * (column - 24).abs()
+    links = torch.ones(40, 47), torch.ones(39, 48)
+    trusted = torch.full((40, 48), 1e4)
+    found = flattened(roof, roof, trusted, *links, crease_m=0.004, outlier_m=0.02)
+    assert (found - roof).abs().max() < 0.004
+    step = torch.where(column < 24, 2.0, 2.5)
+    across = links[0].clone()
+    across[:, 23] = 0
+    found = flattened(step, step, torch.full_like(trusted, 1.0), across, links[1], 0.004, 0.02)
+    assert (found - step).abs().max() < 0.002
+
+
+@pytest.mark.parametrize("height, width", [(5, 7), (6, 3)])
+def test_what_is_linear_in_pixels_does_not_bend(height, width):
+    row, column = np.mgrid[:height, :width]
+    assert np.abs(bends(height, width) @ (3 + 0.5 * row - 2.0 * column).ravel()).max() < 1e-12
+    bend = bends(height, width) @ (row * column + 0.5 * row**2).ravel()
+    assert (bend**2).sum() == pytest.approx((height - 2) * width + 2 * (height - 1) * (width - 1))

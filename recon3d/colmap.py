@@ -132,7 +132,6 @@ def map_scene(
     options.mapper.init_max_forward_motion = 1.0  # walking ahead is a way to film, too
     options.mapper.abs_pose_min_num_inliers = LEAST_INLIERS
     options.init_num_trials = 30  # a scene's first pair is among the first; the rest is hopeless and slow
-    options.ba_global_frames_ratio = options.ba_global_points_ratio = 1.4  # adjust all less often than at 1.1
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = free_focal
     pycolmap.set_random_seed(seed)
     (folder / "models").mkdir(exist_ok=True)

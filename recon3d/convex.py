@@ -39,9 +39,7 @@ def convex_parts(
         ValueError: `most` is out of range, the search took too long or failed, or the solid is flat.
         ModuleNotFoundError: coacd is not installed.
     """
-    low, high = PARTS_LIMITS
-    if not low <= most <= high:
-        raise ValueError(f"convex parts must be from {low} to {high}, got {most}; 32 is usual")
+    check_parts(most)
     parts = [vertices] if most == 1 else _decomposed(vertices, faces, most, seed, seconds)
     solid = [(points, hull) for points in parts if (hull := _hull(points)) is not None]
     whole = sum(hull.volume for _, hull in solid)
@@ -49,6 +47,13 @@ def convex_parts(
     if not kept:
         raise ValueError("the surface encloses no volume, so it has no mass; extract one closed thing of it")
     return kept
+
+
+def check_parts(most: int) -> None:
+    """Raises ValueError if a solid cannot be asked for in so many convex parts."""
+    low, high = PARTS_LIMITS
+    if not low <= most <= high:
+        raise ValueError(f"convex parts (--parts) must be from {low} to {high}, got {most}; 32 is usual")
 
 
 def _hull(points: np.ndarray) -> ConvexHull | None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from recon3d import assets
 from recon3d.cameras import Cameras
+from recon3d.convex import check_parts
 from recon3d.extraction import extract, level_turn
 from recon3d.mesh import Mesh, cleaned, decimated, fuse, keep_inside
-from recon3d.mjcf import write_mjcf
+from recon3d.mjcf import check_density, write_mjcf
 from recon3d.nerf import Reconstruction
 from recon3d.texture import TEXTURE_LIMITS_PX, Shots, Textured, painted, seen_psnr, textured
 from recon3d.views import resized
@@ -57,12 +58,8 @@ def checked(form: Form, output: Path) -> Form:
         if form.texture and suffix == ".ply":
             raise ValueError(f"a PLY holds no texture, got {output.name}; name it .glb or .obj")
         return form
-    if not 0 < form.density < 1e5:
-        raise ValueError(
-            f"--density must be positive and below 100000 kg/m^3, got {form.density}; wood has 500"
-        )
-    if not 1 <= form.parts <= 128:
-        raise ValueError(f"--parts must be from 1 to 128, got {form.parts}; 32 is usual")
+    check_density(form.density)
+    check_parts(form.parts)
     return replace(form, extract=True, texture=form.texture or BODY_TEXTURE_PX)
 
 

@@ -64,8 +64,7 @@ def write_mjcf(
     Raises:
         ValueError: density or parts out of range, or the surface encloses nothing.
     """
-    if not 0 < density < 1e5:
-        raise ValueError(f"density must be positive and below 100000 kg/m^3, got {density}; wood has 500")
+    check_density(density)
     standing = (torch.eye(3) if turn is None else turn).to(torch.float64)
     points = solid.vertices.cpu().double() @ standing.T
     low, high = points.amin(0), points.amax(0)
@@ -87,6 +86,14 @@ def write_mjcf(
         }
     )
     return Solid(float(weighed.volume), closed, float(weighed.mass), len(hulls))
+
+
+def check_density(density: float) -> None:
+    """Raises ValueError if nothing is that heavy."""
+    if not 0 < density < 1e5:
+        raise ValueError(
+            f"density (--density) must be positive and below 100000 kg/m^3, got {density}; wood has 500"
+        )
 
 
 def _together(hulls: list[np.ndarray]) -> trimesh.Trimesh:

@@ -116,7 +116,8 @@ def load_latents(
     width = max(action_width, *names.values())
     for rows in sizes.values():
         rows.parts["actions"] = [pad(a, (0, width - a.shape[1])) for a in rows.parts["actions"]]
-    text = [e.half() if word else e[:0] for word, e in zip(phrases, embed(list(phrases), True), strict=True)]
+    embedded = embed(list(phrases), progress=True)
+    text = [e.half() if word else e[:0] for word, e in zip(phrases, embedded, strict=True)]
     found = [
         LatentEpisodes(
             **{key: torch.cat(value) for key, value in rows.parts.items()},

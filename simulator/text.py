@@ -65,7 +65,7 @@ def check_prompt(prompt: str) -> str:
     return prompt.strip()
 
 
-def embed(prompts: list[str], batch: int = 64, progress: bool = False) -> list[Float[Tensor, "_ 384"]]:
+def embed(prompts: list[str], *, batch: int = 64, progress: bool = False) -> list[Float[Tensor, "_ 384"]]:
     """Token embeddings (last hidden state) of each prompt, in fp32 and without padding."""
     tokenizer, model = _encoder()
     found: list[Tensor] = [torch.empty(0)] * len(prompts)

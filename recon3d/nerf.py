@@ -27,7 +27,7 @@ from recon3d.nerf_model import RATES, OrreryNerfModel, OrreryNerfModelConfig
 from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download
 from recon3d.refinement import fitted_poses, psnr_after_gain, reanchored
 from recon3d.similarity import NothingReconstructed, Similarity, focus_similarity
-from recon3d.stereo import agreed, corrected_depths
+from recon3d.stereo import agreed_by_most, corrected_depths
 from recon3d.torchvision_operators import declare_missing_operators
 from recon3d.training_rays import TrainingRays, training_rays
 from recon3d.views import HeldOut, View, as_uint8, normals_from_depth, psnr, resized, score_held_out
@@ -283,7 +283,9 @@ class Reconstruction:
         unit = 1 / self.similarity.scale
         depth = corrected_depths(frames, cameras, view.depth, self.similarity.centre, 0.1 * unit)
         solid = view.opacity > 0.5
-        known = agreed(cameras, torch.where(solid, depth, torch.zeros_like(depth)), 0.01 * unit)
+        depth = torch.where(solid, depth, torch.zeros_like(depth))
+        inside = (cameras.unproject(depth) - self.similarity.centre).norm(dim=-1) < self.radius_m
+        known = agreed_by_most(cameras, depth, solid & inside, unit)
         return chosen, cameras, torch.where(solid, known, torch.inf)
 
     def voxel_m(self, cameras: Cameras) -> float:

@@ -31,6 +31,7 @@ FEWEST = 2  # pictures that must show a place
 SHARPNESS = 4.0  # how sharply worse matches are ruled out; chosen on a reference scene, as the next three
 STIFFNESS = 1e4  # weight of smoothness, 1 / (offset in parts of the reach)^2 at the unit below
 OUTLIER = 0.13  # residual, in parts of the reach, that counts little
+AGREEMENTS = (0.01, 0.02, 0.04)  # how well views must agree, in parts of a scene's unit, tried in turn
 CREASE = 1 / 35  # bend in parts of the finest reach, a pixel squared, that counts little
 EDGE = 10.0  # how fast links weaken with a change of colour in [0, 1]
 
@@ -231,4 +232,17 @@ def agreed(
         there = depth[view, row.clamp(0, cameras.height - 1), column.clamp(0, cameras.width - 1)]
         witnesses = (inside & ((z - there).abs() < tolerance_m)).sum(0) - 1
         kept[i] = torch.where(witnesses.view(depth[i].shape) >= fewest, depth[i], 0.0)
+    return kept
+
+
+def agreed_by_most(
+    cameras: Cameras, depth: Float[Tensor, "n h w"], within: Bool[Tensor, "n h w"], unit_m: float
+) -> Float[Tensor, "n h w"]:
+    """What is `agreed` as strictly as leaves half of the pixels `within`: views that do not quite show one
+    scene, as a model dreams them, still make a surface."""
+    kept = torch.zeros_like(depth)
+    for tolerance in AGREEMENTS:
+        kept = agreed(cameras, depth, tolerance * unit_m)
+        if (kept > 0)[within].float().mean() >= 0.5:
+            break
     return kept

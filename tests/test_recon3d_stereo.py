@@ -8,6 +8,7 @@ from analytic_scene import render
 from recon3d import sweeps
 from recon3d.stereo import (
     agreed,
+    agreed_by_most,
     bends,
     corrected_depths,
     flattened,
@@ -60,6 +61,17 @@ def test_depth_that_other_views_contradict_is_dropped(sweep):
     assert kept[3, 22:28, 22:28].float().mean() < 0.15  # a few lie on another thing by chance
     true = agreed(cameras, depth, 0.03) > 0
     assert true[depth < 1.5].float().mean() > 0.95
+
+
+def test_views_of_one_scene_must_agree_strictly_and_others_as_far_as_leaves_a_surface(sweep):
+    _, cameras, depth = sweep
+    near = depth < 1.5
+    assert torch.equal(agreed_by_most(cameras, depth, near, 1.4), agreed(cameras, depth, 0.014))
+    order = torch.randperm(len(depth), generator=torch.Generator().manual_seed(0))
+    apart = depth + 0.02 * torch.linspace(-1, 1, len(depth))[order, None, None]
+    assert (agreed(cameras, apart, 0.004) > 0)[near].float().mean() < 0.5
+    kept = agreed_by_most(cameras, apart, near, 0.4)
+    assert (kept > 0)[near].float().mean() >= 0.5
 
 
 def test_offsets_are_those_of_least_cost_and_vary_where_costs_are_flat():

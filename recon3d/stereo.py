@@ -111,7 +111,7 @@ def bends(height: int, width: int) -> sparse.csr_array:
     across both (which count twice)."""
 
     def step(n: int) -> sparse.dia_array:
-        return sparse.diags_array([-1.0, 1.0], offsets=[0, 1], shape=(n - 1, n))
+        return sparse.diags_array([-1.0, 1.0], offsets=[0, 1], shape=(n - 1, n))  # pyright: ignore[reportArgumentType]
 
     along = sparse.kron(sparse.eye_array(height), step(width - 1) @ step(width))
     down = sparse.kron(step(height - 1) @ step(height), sparse.eye_array(width))

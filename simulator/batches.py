@@ -75,6 +75,7 @@ class WorldTraining:
 TRAININGS = {
     "tiny": WorldTraining(steps=40, minutes=1.0, rollout_clips=4, sweep_clips=2, sweep_frames=9, pictures=16),
     "small": WorldTraining(),
+    "medium": WorldTraining(),
     "base": WorldTraining(minutes=24 * 60.0, rollout_clips=64, sweep_clips=24, pictures=1024),
     "large": WorldTraining(
         minutes=7 * 24 * 60.0, matrix_rate=1e-3, other_rate=5e-4, rollout_clips=16, pictures=256

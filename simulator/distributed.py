@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,7 +31,6 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from simulator.checkpoint import load_weights
 from simulator.optim import Learner
 from simulator.transformer import Transformer, TransformerConfig
 
@@ -123,17 +122,11 @@ def build(
     processes: Processes,
     *,
     trained: bool = True,
-    weights: Path | None = None,
+    first: Callable[[], Transformer] | None = None,
 ) -> Transformer:
-    """A transformer with fresh weights, or those of a file. With several processes each holds its share of
-    every parameter, and only the first ever holds all of them at once."""
-
-    def first() -> Transformer:
-        model = Transformer(config)
-        if weights is not None:
-            load_weights(weights, model)
-        return model
-
+    """A transformer with fresh weights, or the one that `first` makes. With several processes each holds its
+    share of every parameter, and only the first ever holds all of them at once."""
+    first = first or partial(Transformer, config)
     if processes.count == 1:
         return first().to(where).requires_grad_(trained)
     values = first().state_dict() if processes.first else {}

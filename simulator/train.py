@@ -41,6 +41,7 @@ from simulator.checkpoint import (
     check_writable,
     code_version,
     fingerprint,
+    load_weights,
     read_json,
     save_weights,
     write_json,
@@ -59,6 +60,7 @@ from simulator.distributed import (
 )
 from simulator.estimate import check_fits, estimate
 from simulator.flow import add_noise, loss_weight
+from simulator.grow import grown, grows_into
 from simulator.latents import LatentEpisodes, encode_episode, load_latents
 from simulator.memory import free_bytes
 from simulator.optim import (
@@ -209,7 +211,9 @@ def train(
     resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
     start_from: Annotated[
         Path | None,
-        tyro.conf.arg(help="world model to train further, of this preset, tokenizer and worlds"),
+        tyro.conf.arg(
+            help="world model to train further, of this tokenizer and worlds; a larger preset grows it"
+        ),
     ] = None,
     compile: Annotated[
         bool, tyro.conf.arg(help="torch.compile: faster after minutes, needs a C++ compiler")
@@ -292,7 +296,7 @@ def fitted(job: Job, data: LatentEpisodes) -> Job:
 
 def check_same_kind(job: Job, data: LatentEpisodes) -> None:
     """Raises ValueError if `start_from` is not a world model of the data's worlds, of this tokenizer's
-    latents and of the preset's shape: its weights would mean something else here."""
+    latents and of a shape that grows into the preset's: its weights would mean something else here."""
     assert job.start_from is not None
     source, values = job.start_from / CONFIG, read_json(job.start_from / CONFIG)
     if "world_model" not in values:
@@ -307,9 +311,10 @@ def check_same_kind(job: Job, data: LatentEpisodes) -> None:
                 "of just those worlds, or train from fresh weights"
             )
     config = as_config(TransformerConfig, values["transformer"], source)
-    if config != job.config:
+    if not grows_into(config, job.config):
         raise ValueError(
-            f"--start-from: {job.start_from} is of another shape ({config}) than --preset's ({job.config})"
+            f"--start-from: {job.start_from} is of another shape ({config}) than --preset's ({job.config}), "
+            "and only more heads and a longer reach can be grown"
         )
     theirs, ours = (
         load_tokenizer(folder).encoder.bfloat16().state_dict() for folder in (job.start_from, job.tokenizer)
@@ -331,9 +336,19 @@ def load_together(job: Job, encoder: Tokenizer, processes: Processes) -> tuple[L
     return load_latents(job.data, encoder, version, job.config.action_width)
 
 
+def started(source: Path, config: TransformerConfig) -> Transformer:
+    """The transformer of the model in folder `source`, grown to the shape `config`."""
+    small = Transformer(
+        as_config(TransformerConfig, read_json(source / CONFIG)["transformer"], source / CONFIG)
+    )
+    load_weights(source / WEIGHTS, small)
+    return grown(small, config)
+
+
 def start(job: Job, where: torch.device, processes: Processes) -> Learner[Transformer]:
     """The first weights, their moving average, and optimizers."""
-    model = build(job.config, where, processes, weights=job.start_from and job.start_from / WEIGHTS)
+    first = partial(started, job.start_from, job.config) if job.start_from else None
+    model = build(job.config, where, processes, first=first)
     average = build(job.config, where, processes, trained=False)
     ema_update(average, model, 0.0)
     economise(model, recomputed=job.recomputed, compiled=job.compiled and processes.count > 1)

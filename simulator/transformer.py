@@ -1,12 +1,12 @@
 """The spacetime diffusion transformer: noisy latents of a canvas in, predicted clean latents out.
 
 Every latent frame becomes a grid of patch tokens plus an action token and a register token. A patch token
-also gets the same patch of the frame before, at that frame's noise level (as DIAMOND stacks frames, Alonso et
-al. 2024): what stands still is then kept without attention, and every layer can work on what moves. Most
-layers attend within a frame; every `full_every`-th attends over all tokens of all frames under a mask that is
-the caller's: bidirectional for clips made at once, causal with a sliding window for rollouts. One set of
-weights serves both, and a cache of the full layers' keys and values makes rollouts cost the same at every
-step.
+also gets the same patch of the frame before and those around it, at that frame's noise level (as DIAMOND
+stacks frames, Alonso et al. 2024): what stands still, or moves by less than a patch, is then carried on
+without attention, and every layer can work on the rest. Most layers attend within a frame; every
+`full_every`-th attends over all tokens of all frames under a mask that is the caller's: bidirectional for
+clips made at once, causal with a sliding window for rollouts. One set of weights serves both, and a cache of
+the full layers' keys and values makes rollouts cost the same at every step.
 
 Sources: DiT (Peebles & Xie 2023) for the layout, adaLN-single (PixArt-alpha, Chen et al. 2023, section 2.3),
 per-frame noise levels (Diffusion Forcing, Chen et al. 2024), sparse temporal layers and grouped queries
@@ -45,6 +45,7 @@ class TransformerConfig:
     worlds: int = 8  # world embeddings; 0 means none
     shots: int = 4  # shots in one clip, at most
     window: int = 16  # latent frames that a rollout sees, itself included
+    reach: int = 1  # patches to each side that a token sees of the frame before
 
     @property
     def head_width(self) -> int:
@@ -56,6 +57,7 @@ class TransformerConfig:
 
 
 EXTRA_TOKENS = 2
+LEVEL_WAVES = 256  # cosines and sines that tell a noise level
 FRAMES_AT_A_TIME = 4  # that ask, under a window
 ACTION_TOKEN, REGISTER_TOKEN = 0, 1
 PRESETS = {
@@ -63,6 +65,7 @@ PRESETS = {
         latent_channels=8, width=64, layers=2, full_every=2, heads=2, kv_heads=1, window=8
     ),
     "small": TransformerConfig(),
+    "medium": TransformerConfig(width=384, heads=6, kv_heads=3),
     "base": TransformerConfig(width=768, layers=16, full_every=4, heads=12, kv_heads=4, window=32),
     # these two are for many GPUs, on the base tokenizer
     "large": TransformerConfig(width=1536, layers=24, full_every=4, heads=24, kv_heads=8, window=32),
@@ -308,7 +311,9 @@ class Transformer(nn.Module):
         self.config = config
         d, cell = config.width, config.patch**2
         self.patch_in = nn.Linear(config.latent_channels * cell, d)
-        self.previous_in = nn.Linear(config.latent_channels * cell, d, bias=False)
+        self.previous_in = nn.Linear(
+            config.latent_channels * cell * (2 * config.reach + 1) ** 2, d, bias=False
+        )
         self.rays_in = nn.Linear(6 * cell, d)
         self.rays_unknown = nn.Parameter(torch.zeros(d))
         self.register = nn.Parameter(torch.randn(d) * 0.02)
@@ -316,9 +321,9 @@ class Transformer(nn.Module):
         self.world = nn.Embedding(config.worlds, d)
         self.no_text = nn.Parameter(torch.randn(config.text_width) * 0.02)
         self.text_norm = nn.RMSNorm(config.text_width)
-        self.level_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
-        self.previous_level_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
-        self.stride_in = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+        self.level_in = nn.Sequential(nn.Linear(LEVEL_WAVES, d), nn.SiLU(), nn.Linear(d, d))
+        self.previous_level_in = nn.Sequential(nn.Linear(LEVEL_WAVES, d), nn.SiLU(), nn.Linear(d, d))
+        self.stride_in = nn.Sequential(nn.Linear(LEVEL_WAVES, d), nn.SiLU(), nn.Linear(d, d))
         self.shot = nn.Embedding(config.shots, d)
         self.modulation = nn.Linear(d, 6 * d)
         self.blocks = nn.ModuleList(
@@ -348,7 +353,7 @@ class Transformer(nn.Module):
     def _frame_condition(
         self, noise_level: Levels, previous_level: Levels, stride: Levels, conditions: Conditions
     ) -> Float[Tensor, "b n d"]:
-        frequencies = torch.exp(torch.linspace(0, 6, self.config.width // 2, device=noise_level.device))
+        frequencies = torch.exp(torch.linspace(0, 6, LEVEL_WAVES // 2, device=noise_level.device))
 
         def waves(level: Levels) -> Float[Tensor, "b n d"]:
             angles = level[..., None] * frequencies
@@ -370,7 +375,9 @@ class Transformer(nn.Module):
         rays = self.rays_in(rearrange(conditions.rays.to(latents.dtype), patches, p=p, q=p))
         rays = torch.where(conditions.rays_known[..., None, None], rays, self.rays_unknown)
         grid = self.patch_in(rearrange(latents, patches, p=p, q=p)) + rays
-        grid = grid + self.previous_in(rearrange(previous, patches, p=p, q=p))
+        reach = self.config.reach
+        around = F.unfold(previous.flatten(0, 1), (2 * reach + 1) * p, padding=reach * p, stride=p)
+        grid = grid + self.previous_in(rearrange(around, "(b n) c s -> b n s c", b=b))
         register = repeat(self.register, "d -> b n 1 d", b=b, n=n).to(grid.dtype)
         return torch.cat([action[:, :, None].to(grid.dtype), register, grid], dim=2)
 

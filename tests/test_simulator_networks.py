@@ -8,6 +8,7 @@ import torch
 from simulator import tokenizer as tokenizer_module
 from simulator import transformer as transformer_module
 from simulator.flow import add_noise, move, schedule, towards, velocity
+from simulator.grow import grown
 from simulator.sampling import denoise, row_noise
 from simulator.tokenizer import Tokenizer
 from simulator.transformer import Conditions, Memory, Prediction, Transformer, extended
@@ -102,6 +103,34 @@ def test_noise_of_a_row_depends_on_its_own_seed_and_position_alone():
     alone = row_noise([9], 7, (2, 4), torch.device("cpu"))
     assert torch.equal(together[1], alone[0])
     assert not torch.equal(alone, row_noise([9], 8, (2, 4), torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 96, "heads": 3, "kv_heads": 3},
+        {"reach": 2},
+        {"width": 128, "heads": 4, "kv_heads": 4, "reach": 2},
+    ],
+)
+def test_a_grown_transformer_predicts_the_same_and_learns_everywhere(change: dict):
+    small = randomised(Transformer(replace(TINY, kv_heads=2, layers=4)))
+    large = grown(small, replace(small.config, **change))
+    latents, level, c = torch.randn(2, 6, 8, 4, 4), torch.rand(2, 6), conditions(2, 6)
+    ours, theirs = (model(latents, level, c, causal=True) for model in (large, small))
+    for name in ("data", "reward", "terminated", "log_error"):
+        assert torch.allclose(getattr(ours, name), getattr(theirs, name), atol=1e-4), name
+    assert theirs.data.abs().mean() > 0.1
+    ours.data.square().mean().backward()
+    listening = large.blocks[0].down.weight.grad  # of new hidden units, and into new channels
+    assert (listening[:, -1].abs().sum() > 0) and (listening[-1].abs().sum() > 0)
+
+
+def test_only_more_heads_and_a_longer_reach_are_grown():
+    small = Transformer(TINY)
+    for change in ({"layers": 4}, {"width": 128}, {"reach": 0}, {"width": 32, "heads": 1}, {"window": 9}):
+        with pytest.raises(ValueError, match="does not grow into"):
+            grown(small, replace(TINY, **change))
 
 
 def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transformer: Transformer):

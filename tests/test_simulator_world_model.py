@@ -29,6 +29,7 @@ from simulator.latents import load_latents
 from simulator.metrics import psnr
 from simulator.train import train
 from simulator.train_tokenizer import load_tokenizer, train_tokenizer
+from simulator.transformer import PRESETS
 from simulator.video import read_image, read_video
 from simulator.world_model import WorldModel
 
@@ -148,6 +149,18 @@ def test_training_can_go_on_from_a_models_weights_and_only_where_they_mean_the_s
     with pytest.raises(ValueError, match=r"of another shape"):
         train(**{**same, "preset": "small"}, out=trained / "no", start_from=trained / "world")
     assert not (trained / "no").exists()
+
+
+def test_training_can_go_on_in_a_wider_network(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    wide = replace(PRESETS["tiny"], width=128, heads=4, kv_heads=2)
+    monkeypatch.setitem(PRESETS, "tiny", wide)
+    run = {"data": trained / "data", "tokenizer": trained / "tokenizer", "preset": "tiny", "track": False}
+    train(**run, out=trained / "wide", steps=1, start_from=trained / "world")
+    first, wider = (
+        load_file(trained / name / "world_model.safetensors")["patch_in.weight"] for name in ("world", "wide")
+    )
+    assert len(wider) == 2 * len(first)
+    assert (wider[: len(first)] - first).abs().max() < 0.01 and wider[len(first) :].abs().max() < 0.01
 
 
 def test_held_out_seeds_are_not_trained_on(trained: Path):

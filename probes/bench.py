@@ -105,7 +105,7 @@ def bench(
     ] = "all",
     steps: int = 20,
     turns: int = 5,
-    batch: int = 8,
+    batch: int = 16,
     preset: Literal["tiny", "cpu", "gpu"] = "cpu",
     out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None,
     seed: int = 0,
@@ -173,11 +173,13 @@ def bench(
 
 
 def dream_contestants(model: WorldModel, steps: int, batch: int, seed: int) -> list[Contestant]:
-    """The dream's Room, decode included: one row on 1 and on 2 threads, and `batch` rows on 1 thread."""
+    """The dream's Room, decode included: one row and `batch` rows on 1 and on 2 threads, in fp32 and in
+    bf16."""
     found = []
-    for rows, threads in ((1, 1), (1, 2), (batch, 1)):
-        rollout = DreamRollout(model, rows, seed)
+    for kind, rows, threads in product((model, model.faster()), (1, batch), (1, 2)):
+        rollout = DreamRollout(kind, rows, seed)
         name = f"dream Room {model.height}x{model.width}, {rows} row{'s' * (rows > 1)}"
+        name += ", bf16" * kind.in_bf16
         found.append(Contestant(name, threads, rollout.advance, steps, rows, rollout.multiply_adds()))
     return found
 

@@ -23,7 +23,8 @@ from torch.utils.flop_counter import flop_registry
 
 from simulator.batches import WorldTraining
 from simulator.distributed import Processes, economise
-from simulator.optim import fast_precision, split_parameters
+from simulator.optim import split_parameters
+from simulator.precision import fast_precision
 from simulator.text import WIDTH
 from simulator.transformer import Conditions, Transformer, TransformerConfig
 

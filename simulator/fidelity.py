@@ -26,7 +26,7 @@ from simulator.checkpoint import check_writable, write_json
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
 from simulator.metrics import psnr, sharpness, ssim
-from simulator.video import to_uint8, to_unit, write_image
+from simulator.video import write_image
 from simulator.world_model import WorldModel
 
 STEPS = (1, 4, 16)
@@ -96,9 +96,7 @@ def dreams_of(
         dreamed.append(dream(model, world, batch, actions[rows], context))
         others = np.roll(actions, 1, axis=0)[rows, : STEPS[1]]
         shuffled.append(dream(model, world, batch, others, context))
-        rebuilt.append(
-            to_uint8(model.tokenizer.decode(model.tokenizer.encode(to_unit(truth[rows], model.device))))
-        )
+        rebuilt.append(model.rebuilt(truth[rows]))
     return truth, np.concatenate(dreamed), np.concatenate(shuffled), np.concatenate(rebuilt)
 
 

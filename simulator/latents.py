@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from recon3d.cameras import Cameras, rigid_inverse
 from simulator.clips import Episode, read_episode, read_frames, training_episodes
-from simulator.optim import fast_precision
 from simulator.origin import Origin, check_same, origin_of
+from simulator.precision import fast_precision
 from simulator.text import embed
 from simulator.tokenizer import Tokenizer
 from simulator.video import to_unit

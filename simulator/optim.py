@@ -1,10 +1,9 @@
-"""What the two training loops share: optimizers, the learning-rate schedule, precision, and the run's
+"""What the two training loops share: optimizers, the learning-rate schedule and the run's
 clock."""
 
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -108,15 +107,6 @@ def set_rates(optimizers: list[Optimizer], factor: float) -> None:
         for group in optimizer.param_groups:
             group.setdefault("peak", group["lr"])
             group["lr"] = group["peak"] * factor
-
-
-def fast_precision(device: torch.device) -> AbstractContextManager:
-    """bf16 autocast where the processor multiplies bf16 faster than fp32; elsewhere nothing changes."""
-    if device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported()
-    else:
-        enabled = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @dataclass

@@ -35,7 +35,8 @@ from simulator.clips import held_out_episodes
 from simulator.estimate import Shape, trace
 from simulator.flow import loss_weight
 from simulator.latents import LatentEpisodes, load_latents
-from simulator.optim import Clock, Learner, fast_precision, make_optimizers, rate_factor, set_rates, take_step
+from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
+from simulator.precision import fast_precision
 from simulator.train import loss_of
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
 from simulator.train_tokenizer import load_tokenizer

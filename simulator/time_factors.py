@@ -18,13 +18,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from einops import rearrange
 
 from simulator.checkpoint import CONFIG, check_writable, read_json, write_json
 from simulator.clips import Episode
 from simulator.fidelity import STEPS, held_out_episodes, measure
 from simulator.metrics import psnr
-from simulator.video import to_uint8, to_unit
 from simulator.world_model import PRETRAINED, WorldModel
 
 
@@ -65,10 +63,7 @@ def tokenizer_psnr(model: WorldModel, episodes: Sequence[Episode]) -> float:
     scores = []
     for episode in episodes:
         truth = episode.frames[: 1 + max(STEPS) * model.frames_per_step]
-        with torch.inference_mode():
-            latents = model.tokenizer.encode(to_unit(truth[None], model.device))
-            rebuilt = to_uint8(model.tokenizer.decode(latents))
-        scores.append(psnr(rearrange(rebuilt, "1 t h w c -> t h w c"), truth).mean())
+        scores.append(psnr(model.rebuilt(truth[None])[0], truth).mean())
     return float(np.mean(scores))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from simulator.canvas import Canvas
+from simulator.precision import fast_precision
 from simulator.video import to_unit
 from simulator.world_model import WorldModel
 
@@ -80,9 +81,10 @@ def _first_frame(canvas: Canvas) -> Canvas:
 def _encode_and_decode(model: WorldModel, canvas: Canvas) -> None:
     height, width = (size // model.tokenizer.config.space_factor for size in canvas.frames.shape[1:3])
     latents = torch.zeros(1, len(canvas.start_level), model.tokenizer.config.channels, height, width)
-    if (canvas.start_level < 1).any():
-        latents = model.tokenizer.encode(to_unit(canvas.frames[None], model.device))
-    model.tokenizer.decode(latents.to(model.device)).sum().item()
+    with fast_precision(model.device, model.in_bf16):
+        if (canvas.start_level < 1).any():
+            latents = model.tokenizer.encode(to_unit(canvas.frames[None], model.device))
+        model.tokenizer.decode(latents.to(model.device)).sum().item()
 
 
 def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:

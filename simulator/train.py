@@ -67,12 +67,12 @@ from simulator.optim import (
     Clock,
     Learner,
     ema_update,
-    fast_precision,
     make_optimizers,
     rate_factor,
     set_rates,
     take_step,
 )
+from simulator.precision import fast_precision
 from simulator.tokenizer import Tokenizer
 from simulator.tracking import Run, tracked_run
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS

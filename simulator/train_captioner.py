@@ -20,7 +20,8 @@ from tqdm import tqdm
 from simulator.captioner import PRESETS, Captioner, Found, save_captioner
 from simulator.checkpoint import check_writable, code_version, fingerprint
 from simulator.clips import training_episodes
-from simulator.optim import Clock, Learner, fast_precision, make_optimizers, rate_factor, set_rates, take_step
+from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
+from simulator.precision import fast_precision
 from simulator.sightings import ABSENT, ALL_KINDS, SEEN, UNCLEAR, SeenLatents, load_sightings
 from simulator.tokenizer import Latents
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS

@@ -31,7 +31,8 @@ from simulator.checkpoint import (
 )
 from simulator.clips import read_frames, training_episodes
 from simulator.metrics import psnr
-from simulator.optim import Clock, Learner, fast_precision, make_optimizers, rate_factor, set_rates, take_step
+from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
+from simulator.precision import fast_precision
 from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from simulator.tracking import Run, tracked_run
 from simulator.video import to_uint8, to_unit, write_image

@@ -163,6 +163,19 @@ def test_training_can_go_on_in_a_wider_network(trained: Path, monkeypatch: pytes
     assert (wider[: len(first)] - first).abs().max() < 0.01 and wider[len(first) :].abs().max() < 0.01
 
 
+def test_the_faster_dream_is_the_same_but_for_rounding():
+    model = WorldModel.load()
+    videos = []
+    for kind in (model, model.faster()):
+        state, first, _ = kind.start(["a red ball on the floor"] * 4, "Room", [3, 4, 5, 6])
+        _, frames, reward, *_ = kind.step(state, np.full((4, 5), 0.5, np.float32))
+        videos.append(np.concatenate([first, frames], axis=1))
+        assert frames.dtype == np.uint8 and reward.dtype == np.float32
+    assert model.transformer.patch_in.weight.dtype == torch.float32, "the model itself stays as it was"
+    away = videos[1].astype(float) - videos[0]
+    assert (away**2).mean() ** 0.5 < 4 and (videos[0].std() > 20)
+
+
 def test_held_out_seeds_are_not_trained_on(trained: Path):
     with pytest.raises(ValueError, match="holds only held-out seeds"):
         train_tokenizer(trained / "held_out", trained / "refused", preset="tiny", track=False)

@@ -54,16 +54,21 @@ def swept_costs(
 ) -> Float[Tensor, "d h w"]:
     """Mean squared difference to the better half of the k other pictures that show a place, for each offset.
 
-    The better half, because in some of them the surface is hidden or lit otherwise.
+    The better half, because in some of them the surface is hidden or lit otherwise. A picture counts where it
+    shows the place at every offset: as pictures come in and fall out, costs would rise and fall with no say
+    about depth, at the borders of pictures most of all.
     """
     size = torch.tensor([cameras.width, cameras.height]).to(depth)
+
+    def looked_up(offset: Tensor) -> tuple[Float[Tensor, "k h w 2"], Bool[Tensor, "k h w"]]:
+        pixels, z = cameras.project(camera.unproject((depth + offset)[None]).reshape(-1, 3))
+        grid = rearrange(pixels / size * 2 - 1, "k (h w) c -> k h w c", h=len(depth))
+        return grid, (grid.abs() < 1).all(-1) & (rearrange(z, "k (h w) -> k h w", h=len(depth)) > 0)
+
+    seen = looked_up(offsets[0])[1] & looked_up(offsets[-1])[1]  # and between: what a camera sees is convex
     costs = []
     for offset in offsets:
-        points = camera.unproject((depth + offset)[None]).reshape(-1, 3)
-        pixels, z = cameras.project(points)
-        grid = rearrange(pixels / size * 2 - 1, "k (h w) c -> k h w c", h=len(depth))
-        seen = (grid.abs() < 1).all(-1) & (rearrange(z, "k (h w) -> k h w", h=len(depth)) > 0)
-        colours = grid_sample(pictures, grid, align_corners=False, padding_mode="border")
+        colours = grid_sample(pictures, looked_up(offset)[0], align_corners=False, padding_mode="border")
         difference = (colours - picture).square().mean(1).clamp(max=DIFFERENT)
         difference = avg_pool2d(difference[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
         found = torch.where(seen, difference, torch.nan).sort(0).values[: max(len(pictures) // 2, 1)]

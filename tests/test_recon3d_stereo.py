@@ -15,6 +15,7 @@ from recon3d.stereo import (
     likely_offsets,
     neighbours,
     smoothed,
+    swept_costs,
 )
 
 CENTRE = torch.tensor([0.0, 0.0, 0.15])
@@ -51,6 +52,15 @@ def test_pictures_without_texture_leave_depth_as_it_is(sweep):
     found = corrected_depths(plain, cameras, depth, CENTRE, 0.15, count=6)
     inner = (slice(None), slice(12, 36), slice(12, 36))  # all offsets project into all pictures there
     assert (found - depth)[inner].abs().median() < 0.02
+
+
+def test_pictures_without_texture_say_nothing_about_depth_up_to_their_borders(sweep):
+    _, cameras, depth = sweep
+    plain, offsets = torch.full((14, 3, 48, 48), 0.4), torch.linspace(-0.15, 0.15, 29)
+    near = neighbours(cameras, CENTRE, 6)
+    for i in (0, 5):
+        costs = swept_costs(plain[i], cameras[i], depth[i], offsets, plain[near[i]], cameras[near[i]])
+        assert likely_offsets(costs, offsets)[0].abs().max() < 1e-6
 
 
 def test_depth_that_other_views_contradict_is_dropped(sweep):

@@ -33,6 +33,8 @@ STIFFNESS = 1e4  # weight of smoothness, 1 / (offset in parts of the reach)^2 at
 OUTLIER = 0.13  # residual, in parts of the reach, that counts little
 AGREEMENTS = (0.01, 0.02, 0.04)  # how well views must agree, in parts of a scene's unit, tried in turn
 CREASE = 1 / 35  # bend in parts of the finest reach, a pixel squared, that counts little
+EASING = (3, 2, 1, 1)  # how many creases a bend may have before it counts little, round by round
+UNTOLD = 0.3  # weight of depth that no picture tells, in parts of 1 / variance before any is looked at
 EDGE = 10.0  # how fast links weaken with a change of colour in [0, 1]
 
 
@@ -132,12 +134,13 @@ def flattened(
     down: Float[Tensor, "h2 w"],
     crease_m: float,
     outlier_m: float,
-    rounds: int = 4,
-    sweeps: int = 120,
+    sweeps: int = 300,
 ) -> Float[Tensor, "h w"]:
     """Depth near its goal and in planes, where inverse depth is linear in pixels: what bends, costs.
 
-    Least squares by conjugate gradients, reweighted in rounds, so that creases and outliers cost little.
+    Least squares by conjugate gradients, reweighted in rounds, so that creases and outliers cost little;
+    creases more at first than at last (graduated non-convexity, Blake and Zisserman 1987), as where it starts
+    from has some that are none.
 
     Args:
         depth: where to start; camera z, metres.
@@ -145,7 +148,7 @@ def flattened(
         across: how alike each pixel and the one to its right must be, from 0 to 1; `down`, below it.
         crease_m: bend of depth, metres a pixel squared, that counts little.
         outlier_m: distance from the goal that counts little.
-        sweeps: of a round; what nothing tells is reached over some tens of pixels.
+        sweeps: of a round; what nothing tells is reached over some tens of pixels. More bend what is far off.
     """
     matrix = bends(*depth.shape)
     both = torch.minimum(torch.minimum(across[1:], across[:-1]), torch.minimum(down[:, 1:], down[:, :-1]))
@@ -154,10 +157,10 @@ def flattened(
     start, asked, trusted = (x.double().cpu().numpy().ravel() for x in (depth, goal, weights))
     unit = np.median(start) ** 2 / crease_m  # creases in a bend of inverse depth
     found = 1 / start
-    for _ in range(rounds):
+    for easing in EASING:
         near = 1 / (1 + ((asked - 1 / found) / outlier_m) ** 2) ** 2
         pull = near * trusted * start**4  # a metre of depth is 1 / depth^2 of inverse depth
-        stiff = 0.5 * unit**2 * link / (1 + (unit * (matrix @ found)) ** 2)
+        stiff = 0.5 * unit**2 * link / (1 + (unit / easing * (matrix @ found)) ** 2)
         system = sparse.csr_array(sparse.diags_array(pull) + matrix.T @ (sparse.diags_array(stiff) @ matrix))
         found, _ = cg(
             system, pull / asked, found, maxiter=sweeps, M=sparse.diags_array(1 / system.diagonal())
@@ -192,7 +195,11 @@ def corrected_depth(
         found = smoothed(mean, trust / variance, stiffness * across, stiffness * down)
     # a ray that meets nothing has no depth to speak of, and offsets may lead behind the camera
     start, goal = ((depth + offset).clamp(0.1 * reach_m, 1e3 * reach_m) for offset in (found, mean))
-    return flattened(start, goal, 1 / variance, across, down, crease_m, OUTLIER * reach_m)
+    blind = 1 / offsets.square().mean()
+    told = 1 / variance - blind  # what pictures say, which nothing before them should drown
+    if (told <= 0).all():
+        return depth
+    return flattened(start, goal, told.clamp(min=UNTOLD * blind), across, down, crease_m, OUTLIER * reach_m)
 
 
 def corrected_depths(

@@ -295,7 +295,7 @@ def _asset(folder: Path, who: str, suffix: str, rebuilt: Rebuilt, section: str) 
     """The sweep's depth maps, pictures of its mesh, and the mesh as a file unless it is empty."""
     shown = rebuilt.cameras[list(SHOWN_VIEWS)]
     depth = rebuilt.reconstruction.render(shown).depth.numpy()
-    surface = mesh.cleaned(rebuilt.reconstruction.mesh())
+    surface = mesh.cleaned(rebuilt.reconstruction.mesh(progress=True))
     large = shown.resized(PICTURE_SCALE * shown.height, PICTURE_SCALE * shown.width)
     views = ", ".join(f"{360 * k // VIEWS}°" for k in SHOWN_VIEWS)
     pictures = {

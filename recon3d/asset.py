@@ -117,7 +117,7 @@ def write_asset(
         print(f"nothing reconstructed: {reason}")
         return 3
     try:
-        shape = shaped(result, form, masks, seed)
+        shape = shaped(result, form, masks, seed, progress=True)
     except NothingExtracted as reason:
         print(f"nothing extracted: {reason}")
         return 3

@@ -87,6 +87,7 @@ def shaped(
     form: Form,
     masks: Bool[Tensor, "n h w"] | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> Shape:
     """The surface of a reconstruction in a form.
 
@@ -97,9 +98,9 @@ def shaped(
         NothingExtracted: no thing can be told from its surroundings.
     """
     if not form.extract and not form.texture:
-        mesh = decimated(cleaned(result.mesh()), form.most_faces)
+        mesh = decimated(cleaned(result.mesh(progress=progress)), form.most_faces)
         return Shape(mesh, mesh, mesh, torch.eye(3, dtype=torch.float64), False)
-    chosen, cameras, depth = result.depth_maps()
+    chosen, cameras, depth = result.depth_maps(progress=progress)
     pictures = result.frames[chosen.to(result.frames.device)].cpu()
     own, cameras, depth = result.cameras[chosen].to("cpu"), cameras.to("cpu"), depth.cpu()
     focus, voxel_m = result.similarity.centre.cpu(), result.voxel_m(cameras)

@@ -262,7 +262,7 @@ class Reconstruction:
         return FieldConfig().inner / self.similarity.scale
 
     def depth_maps(
-        self, side: int = 128, views: int = 40
+        self, side: int = 128, views: int = 40, progress: bool = False
     ) -> tuple[Int[Tensor, " n"], Cameras, Float[Tensor, "n h w"]]:
         """Which of the training views are chosen, their cameras at the maps' size, and how deep they see.
 
@@ -281,10 +281,12 @@ class Reconstruction:
         view = self.render(cameras)
         frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
         unit = 1 / self.similarity.scale
-        depth = corrected_depths(frames, cameras, view.depth, self.similarity.centre, 0.1 * unit)
+        depth = corrected_depths(
+            frames, cameras, view.depth, self.similarity.centre, 0.1 * unit, progress=progress
+        )
         solid = view.opacity > 0.5
         depth = torch.where(solid, depth, torch.zeros_like(depth))
-        inside = (cameras.unproject(depth) - self.similarity.centre).norm(dim=-1) < self.radius_m
+        inside = (cameras.unproject(depth) - focus).norm(dim=-1) < self.radius_m
         known = agreed_by_most(cameras, depth, solid & inside, unit)
         return chosen, cameras, torch.where(solid, known, torch.inf)
 
@@ -292,9 +294,11 @@ class Reconstruction:
         """What fusion of such cameras' depth resolves: a pixel's footprint at the focus, over 1.5."""
         return 1 / (1.5 * self.similarity.scale * cameras.K[0, 1, 1].item())
 
-    def mesh(self, voxel_m: float | None = None, side: int = 128, views: int = 40) -> Mesh:
+    def mesh(
+        self, voxel_m: float | None = None, side: int = 128, views: int = 40, progress: bool = False
+    ) -> Mesh:
         """Surface around the point that the cameras look at, fused from their `depth_maps`."""
-        chosen, cameras, depth = self.depth_maps(side, views)
+        chosen, cameras, depth = self.depth_maps(side, views, progress)
         frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
         depth = keep_inside(cameras, depth, self.similarity.centre, self.radius_m)
         return fuse(frames, depth, cameras, voxel_m or self.voxel_m(cameras))

@@ -21,6 +21,7 @@ from scipy import sparse
 from scipy.sparse.linalg import cg
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
+from tqdm import tqdm
 
 from recon3d.cameras import Cameras
 from recon3d.views import resized
@@ -209,24 +210,26 @@ def corrected_depths(
     centre: Float[Tensor, " 3"],
     reach_m: float,
     count: int = 12,
+    progress: bool = False,
 ) -> Float[Tensor, "n h w"]:
     """All cameras' depths, each corrected by the pictures of `count` others; see `corrected_depth`.
 
     Twice: three times as far in pictures of half the size, then up to `reach_m` in these.
     """
-    near = neighbours(cameras, centre, count)
-    for reach, shrink in ((3 * reach_m, 2), (reach_m, 1)):
+    near, passes = neighbours(cameras, centre, count), ((3 * reach_m, 2), (reach_m, 1))
+    bar = tqdm(total=len(passes) * len(cameras), desc="depth maps", unit="map", disable=not progress)
+    for reach, shrink in passes:
         small = cameras.resized(cameras.height // shrink, cameras.width // shrink)
         pictures = rearrange(resized(frames, small.height, small.width).float() / 255, "n h w c -> n c h w")
         start = interpolate(depth[:, None], (small.height, small.width), mode="nearest-exact")[:, 0]
-        parts = [
-            corrected_depth(
-                pictures[i], small[i], start[i], pictures[near[i]], small[near[i]], reach, CREASE * reach_m
-            )
-            for i in range(len(cameras))
-        ]
-        offsets = torch.stack(parts) - start
+        offsets = torch.zeros_like(start)
+        for i in range(len(cameras)):
+            others = pictures[near[i]], small[near[i]]
+            found = corrected_depth(pictures[i], small[i], start[i], *others, reach, CREASE * reach_m)
+            offsets[i] = found - start[i]
+            bar.update()
         depth = depth + interpolate(offsets[:, None], depth.shape[1:], mode="bilinear")[:, 0]
+    bar.close()
     return depth
 
 

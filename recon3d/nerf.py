@@ -280,10 +280,8 @@ class Reconstruction:
         cameras = cameras.resized(round(factor * cameras.height), round(factor * cameras.width))
         view = self.render(cameras)
         frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
-        unit = 1 / self.similarity.scale
-        depth = corrected_depths(
-            frames, cameras, view.depth, self.similarity.centre, 0.1 * unit, progress=progress
-        )
+        unit, focus = 1 / self.similarity.scale, self.similarity.centre
+        depth = corrected_depths(frames, cameras, view.depth, focus, 0.1 * unit, progress=progress)
         solid = view.opacity > 0.5
         depth = torch.where(solid, depth, torch.zeros_like(depth))
         inside = (cameras.unproject(depth) - focus).norm(dim=-1) < self.radius_m

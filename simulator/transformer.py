@@ -1,12 +1,12 @@
 """The spacetime diffusion transformer: noisy latents of a canvas in, predicted clean latents out.
 
 Every latent frame becomes a grid of patch tokens plus an action token and a register token. A patch token
-also gets the same patch of the frame before and those around it, at that frame's noise level (as DIAMOND
-stacks frames, Alonso et al. 2024): what stands still, or moves by less than a patch, is then carried on
-without attention, and every layer can work on the rest. Most layers attend within a frame; every
+also gets the same patch of the frame before (and, by `reach`, those around it), at that frame's noise level
+(as DIAMOND stacks frames, Alonso et al. 2024): what stands still, or moves by less than a patch, is then
+carried on without attention, and every layer can work on the rest. Most layers attend within a frame; every
 `full_every`-th attends over all tokens of all frames under a mask that is the caller's: bidirectional for
-clips made at once, causal with a sliding window for rollouts. One set of weights serves both, and a cache of
-the full layers' keys and values makes rollouts cost the same at every step.
+clips made at once, causal with a sliding window for rollouts. One set of weights serves both, and a cache
+of the full layers' keys and values makes rollouts cost the same at every step.
 
 Sources: DiT (Peebles & Xie 2023) for the layout, adaLN-single (PixArt-alpha, Chen et al. 2023, section 2.3),
 per-frame noise levels (Diffusion Forcing, Chen et al. 2024), sparse temporal layers and grouped queries
@@ -45,7 +45,7 @@ class TransformerConfig:
     worlds: int = 8  # world embeddings; 0 means none
     shots: int = 4  # shots in one clip, at most
     window: int = 16  # latent frames that a rollout sees, itself included
-    reach: int = 1  # patches to each side that a token sees of the frame before
+    reach: int = 0  # patches to each side that a token sees of the frame before
 
     @property
     def head_width(self) -> int:
@@ -65,7 +65,7 @@ PRESETS = {
         latent_channels=8, width=64, layers=2, full_every=2, heads=2, kv_heads=1, window=8
     ),
     "small": TransformerConfig(),
-    "medium": TransformerConfig(width=384, heads=6, kv_heads=3),
+    "medium": TransformerConfig(width=384, heads=6, kv_heads=3, reach=1),
     "base": TransformerConfig(width=768, layers=16, full_every=4, heads=12, kv_heads=4, window=32),
     # these two are for many GPUs, on the base tokenizer
     "large": TransformerConfig(width=1536, layers=24, full_every=4, heads=24, kv_heads=8, window=32),

@@ -127,10 +127,10 @@ def test_a_grown_transformer_predicts_the_same_and_learns_everywhere(change: dic
 
 
 def test_only_more_heads_and_a_longer_reach_are_grown():
-    small = Transformer(TINY)
+    small = Transformer(replace(TINY, reach=1))
     for change in ({"layers": 4}, {"width": 128}, {"reach": 0}, {"width": 32, "heads": 1}, {"window": 9}):
         with pytest.raises(ValueError, match="does not grow into"):
-            grown(small, replace(TINY, **change))
+            grown(small, replace(small.config, **change))
 
 
 def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transformer: Transformer):

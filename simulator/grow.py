@@ -1,8 +1,9 @@
 """A wider transformer that computes what a trained narrow one does, to train on from there.
 
 New channels of the residual stream start at zero, and nothing listens yet to new heads, hidden units and
-farther patches of the frame before. What would read them has fresh weights, so all of them learn from the
-first step. Net2Net (Chen et al. 2016), with zeros in place of copies as in LEMON (Wang et al. 2024).
+farther patches of the frame before. What reads the channels has fresh weights, so what writes and what
+listens learns from the first step, and the readers from the second. Net2Net (Chen et al. 2016), with zeros
+in place of copies as in LEMON (Wang et al. 2024).
 """
 
 from __future__ import annotations

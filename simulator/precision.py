@@ -24,7 +24,7 @@ def fast_precision(device: torch.device, wanted: bool = True) -> AbstractContext
 
 def rounded(network: Network, device: torch.device) -> Network:
     """A copy whose products have their weights in bf16 already, where `fast_precision` would round them for
-    every use. It computes the same there and nothing elsewhere, and is not for training."""
+    every use. It computes the same there, and neither runs elsewhere nor trains."""
     network = copy.deepcopy(network)
     for part in network.modules():
         if _faster(device) and isinstance(part, (nn.Linear, Conv)):

@@ -113,7 +113,7 @@ def test_noise_of_a_row_depends_on_its_own_seed_and_position_alone():
         {"width": 128, "heads": 4, "kv_heads": 4, "reach": 2},
     ],
 )
-def test_a_grown_transformer_predicts_the_same_and_learns_everywhere(change: dict):
+def test_a_grown_transformer_predicts_the_same_and_its_new_parts_learn(change: dict):
     small = randomised(Transformer(replace(TINY, kv_heads=2, layers=4)))
     large = grown(small, replace(small.config, **change))
     latents, level, c = torch.randn(2, 6, 8, 4, 4), torch.rand(2, 6), conditions(2, 6)

@@ -3,7 +3,8 @@
 Each scene is seen by a 40-view, 360-degree sweep, of which every fifth view is held out. The NeRF gets the
 pictures and their cameras, nothing else; its mesh is compared with the exact one inside the ball that
 `Reconstruction.mesh` keeps, on surfaces that at least three views see. The scene's size is that ball's
-diameter. Beside all surfaces stand the things alone, without their table.
+diameter. Beside all surfaces stand the things alone, without their table, and the thing that `orrery asset
+--extract` would cut out: its silhouette against the true thing's in all views.
 """
 
 import math
@@ -11,12 +12,12 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gymnasium
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +25,8 @@ import envs
 from probes.tables import aligned
 from recon3d import nerf, sweeps
 from recon3d.cameras import Cameras
-from recon3d.mesh import Mesh, MeshScore, cleaned, score
+from recon3d.extraction import NothingExtracted, extract
+from recon3d.mesh import Mesh, MeshScore, cleaned, score, silhouette_iou
 
 VIEWS = 40
 SHARES = (0.01, 0.02)
@@ -39,7 +41,7 @@ class Scene:
     cameras: Cameras
     depth: Float[Tensor, "n h w"]
     mesh: Mesh
-    of_things: Bool[Tensor, " f"]
+    owners: Int[Tensor, " f"]  # the thing that a face belongs to; below 0: to none
     words: str
 
 
@@ -52,6 +54,7 @@ class SceneScore:
     psnr_db: float
     surface: MeshScore
     things: MeshScore
+    silhouette: float  # mean over views of the intersection over the union
     size_m: float
     train_s: float
     mesh_s: float
@@ -71,7 +74,7 @@ def reference_scene(seed: int, size: int, env_id: str = "orrery/Orbit-v0", views
     grey = torch.full((len(vertices), 3), 128, dtype=torch.uint8)
     mesh = Mesh(torch.from_numpy(vertices), torch.from_numpy(faces).long(), grey)
     return Scene(
-        torch.from_numpy(frames), cameras, torch.from_numpy(depth), mesh, torch.from_numpy(owners) >= 0, words
+        torch.from_numpy(frames), cameras, torch.from_numpy(depth), mesh, torch.from_numpy(owners), words
     )
 
 
@@ -80,7 +83,8 @@ def scored_scene(seed: int, size: int, preset: str = "cpu", views: int = VIEWS) 
     scene = reference_scene(seed, size, views=views)
     made = nerf.reconstruct(scene.frames, scene.cameras, preset)  # pyright: ignore[reportArgumentType]
     start = time.perf_counter()
-    mesh = cleaned(made.mesh())
+    maps = made.depth_maps()
+    mesh = cleaned(made.mesh(maps=maps))
     mesh_s = time.perf_counter() - start
     radius = made.radius_m
 
@@ -98,8 +102,25 @@ def scored_scene(seed: int, size: int, preset: str = "cpu", views: int = VIEWS) 
         )
 
     psnr = made.held_out.psnr.mean().item()
-    surface, things = compared(None), compared(scene.of_things)
-    return SceneScore(seed, scene.words, psnr, surface, things, 2 * radius, made.seconds, mesh_s)
+    surface, things = compared(None), compared(scene.owners >= 0)
+    silhouette = cut_out(scene, made, maps, mesh)
+    return SceneScore(seed, scene.words, psnr, surface, things, silhouette, 2 * radius, made.seconds, mesh_s)
+
+
+def cut_out(scene: Scene, made: nerf.Reconstruction, maps: nerf.DepthMaps, mesh: Mesh) -> float:
+    """How well the extracted thing's silhouette agrees with that of the true thing it is most like; 0 where
+    none was extracted."""
+    focus, voxel_m = made.similarity.centre, made.voxel_m(maps.cameras)
+    try:
+        thing = extract(mesh, maps.depth, maps.cameras, focus, voxel_m).mesh
+    except NothingExtracted:
+        return 0.0
+    truths = [
+        replace(scene.mesh, faces=scene.mesh.faces[scene.owners == k])
+        for k in scene.owners.unique()
+        if k >= 0
+    ]
+    return max(silhouette_iou(thing, truth, scene.cameras).mean().item() for truth in truths)
 
 
 def scenes_table(seeds: Sequence[int], size: int, preset: str = "cpu") -> tuple[list[SceneScore], str]:
@@ -134,6 +155,7 @@ COLUMNS = (
     ("things Chamfer", "lower", ".2f"),
     ("things F 1%", "higher", ".3f"),
     ("things F 2%", "higher", ".3f"),
+    ("IoU", "higher", ".3f"),
     ("train s", "lower", ".0f"),
     ("mesh s", "lower", ".0f"),
 )
@@ -151,6 +173,7 @@ def _numbers(line: SceneScore) -> list[float]:
         surface.normal_consistency,
         100 * things.chamfer_m,
         *things.f_score,
+        line.silhouette,
         line.train_s,
         line.mesh_s,
     ]

@@ -167,6 +167,20 @@ def picture(mesh: Mesh, camera: Cameras) -> UInt8[Tensor, "n h w 3"]:
     return torch.where(seen[..., None], colour * shade, 255.0).round().clamp(0, 255).to(torch.uint8)
 
 
+def silhouettes(mesh: Mesh, cameras: Cameras) -> Bool[Tensor, "n h w"]:
+    """Which pixels' middles a surface covers."""
+    scene, _ = _raycasting(mesh)
+    rays = torch.cat(cameras.rays(), dim=-1).cpu().numpy().astype(np.float32)
+    hit = scene.cast_rays(open3d.core.Tensor(rays))  # pyright: ignore[reportCallIssue]
+    return torch.from_numpy(np.isfinite(hit["t_hit"].numpy()))
+
+
+def silhouette_iou(mesh: Mesh, truth: Mesh, cameras: Cameras) -> Float[Tensor, " n"]:
+    """Pixels that both surfaces cover over those that either does, per camera; NaN where neither does."""
+    one, other = silhouettes(mesh, cameras), silhouettes(truth, cameras)
+    return (one & other).sum((1, 2)) / (one | other).sum((1, 2))
+
+
 def sample_surface(mesh: Mesh, count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
     """Points spread evenly over the area of a mesh."""
     corners = mesh.vertices[mesh.faces]

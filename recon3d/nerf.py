@@ -12,7 +12,7 @@ converted here, once.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -230,6 +230,12 @@ def fit(
     return model.eval(), done
 
 
+class DepthMaps(NamedTuple):
+    chosen: Int[Tensor, " n"]  # of the training views
+    cameras: Cameras  # theirs, at the maps' size
+    depth: Float[Tensor, "n h w"]  # camera z, metres; 0 where views disagree, inf where there is no surface
+
+
 @dataclass(frozen=True)
 class Reconstruction:
     """A trained radiance field in metres.
@@ -261,13 +267,9 @@ class Reconstruction:
         """Of the ball around the point that the cameras look at, which `mesh` keeps."""
         return FieldConfig().inner / self.similarity.scale
 
-    def depth_maps(
-        self, side: int = 128, views: int = 40, progress: bool = False
-    ) -> tuple[Int[Tensor, " n"], Cameras, Float[Tensor, "n h w"]]:
-        """Which of the training views are chosen, their cameras at the maps' size, and how deep they see.
-
-        The depth (camera z, metres) is the field's, corrected by how well the pictures match where it lies
-        (`recon3d.stereo`); it is 0 where other views disagree, inf where there is no surface.
+    def depth_maps(self, side: int = 128, views: int = 40, progress: bool = False) -> DepthMaps:
+        """How deep some of the training views see: by the field, corrected by how well the pictures match
+        where it lies (`recon3d.stereo`).
 
         Args:
             side: longer side of the maps, pixels; pictures of less than half are enlarged twice only.
@@ -286,17 +288,18 @@ class Reconstruction:
         depth = torch.where(solid, depth, torch.zeros_like(depth))
         inside = (cameras.unproject(depth) - focus).norm(dim=-1) < self.radius_m
         known = agreed_by_most(cameras, depth, solid & inside, unit)
-        return chosen, cameras, torch.where(solid, known, torch.inf)
+        return DepthMaps(chosen, cameras, torch.where(solid, known, torch.inf))
 
     def voxel_m(self, cameras: Cameras) -> float:
         """What fusion of such cameras' depth resolves: a pixel's footprint at the focus, over 1.5."""
         return 1 / (1.5 * self.similarity.scale * cameras.K[0, 1, 1].item())
 
     def mesh(
-        self, voxel_m: float | None = None, side: int = 128, views: int = 40, progress: bool = False
+        self, voxel_m: float | None = None, maps: DepthMaps | None = None, progress: bool = False
     ) -> Mesh:
-        """Surface around the point that the cameras look at, fused from their `depth_maps`."""
-        chosen, cameras, depth = self.depth_maps(side, views, progress)
+        """Surface around the point that the cameras look at, fused from `depth_maps` (new ones if none are
+        given)."""
+        chosen, cameras, depth = maps or self.depth_maps(progress=progress)
         frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
         depth = keep_inside(cameras, depth, self.similarity.centre, self.radius_m)
         return fuse(frames, depth, cameras, voxel_m or self.voxel_m(cameras))

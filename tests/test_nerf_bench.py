@@ -36,7 +36,7 @@ def test_a_scenes_depth_lies_on_its_mesh():
     distance, _, face = nearest(points, scene.mesh)
     assert distance.median().item() < 1e-3  # the rest lies on round things, whose mesh has flat faces
     assert distance.max().item() < 0.03
-    assert scene.of_things[face].float().mean().item() == pytest.approx(0.3, abs=0.29)
+    assert (scene.owners[face] >= 0).float().mean().item() == pytest.approx(0.3, abs=0.29)
     assert torch.isfinite(scene.depth).float().mean() > 0.5
 
 

@@ -20,6 +20,7 @@ from recon3d.mesh import (
     sample_surface,
     score,
     seen_by,
+    silhouette_iou,
 )
 
 
@@ -167,6 +168,16 @@ def test_a_picture_shows_the_mesh_where_it_projects():
     assert (image[16, 16] < 255).any()
     assert (image[0, 0] == 255).all()
     assert torch.equal(image, picture(cube(), camera)[0])
+
+
+def test_silhouettes_agree_by_the_area_that_they_share():
+    """Squares of side 2 and 1.4 in a plane seen from above share 1.4^2 / 2^2."""
+    above = sweeps.orbit(1, radius_m=3.0, elevation_deg=89.99, target=(0.0, 0.0, 0.0), height=128, width=128)
+    large, small, aside = plate(0.0), plate(0.0, 0.7), cube(0.5, (-1.8, 0.0, 0.0))
+    assert silhouette_iou(large, large, above).item() == 1
+    assert silhouette_iou(small, large, above).item() == pytest.approx(0.49, abs=0.02)
+    assert silhouette_iou(aside, large, above).item() == 0
+    assert silhouette_iou(large, small, above) == silhouette_iou(small, large, above)
 
 
 def test_small_pieces_are_cleaned_away_and_faces_limited(fused):

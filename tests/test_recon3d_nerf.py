@@ -55,7 +55,7 @@ def test_depth_is_metric_camera_z_and_normals_are_those_of_the_scene(result, swe
 
 
 def test_the_mesh_and_the_points_stand_where_the_scene_is(result):
-    mesh, cloud = result.mesh(side=48), result.point_cloud()
+    mesh, cloud = result.mesh(maps=result.depth_maps(side=48)), result.point_cloud()
     assert len(mesh.faces) > 1000
     assert mesh.vertices.abs().max() < 1.2
     assert cloud.points.shape == cloud.normals.shape == cloud.colours.shape

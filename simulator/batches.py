@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from simulator.flow import Levels, add_noise, move, towards
 from simulator.latents import LatentEpisodes, Windows, draw
 from simulator.text import WIDTH
-from simulator.transformer import Conditions
+from simulator.transformer import Before, Conditions, frames_before
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,13 @@ class WorldTraining:
     sweep_clips: int = 6  # windows in a sweep batch
     sweep_frames: int = 40  # latent steps in a sweep window
     pictures: int = 256  # single frames in a picture batch
-    clip_share: float = 0.15  # of the batches
+    clip_share: float = 0.1  # of the batches
     shots_share: float = 0.05  # of the batches
-    sweep_share: float = 0.15  # of the batches
-    picture_share: float = 0.2  # of the batches
-    other_sizes: float = 0.3  # share of the batches in picture sizes other than the most frequent
+    sweep_share: float = 0.12  # of the batches
+    picture_share: float = 0.15  # of the batches
+    other_sizes: float = 0.2  # share of the batches in picture sizes other than the most frequent
     flow_maps: float = 0.2  # share of the batches that learn to take large steps
+    forced: float = 0.7  # share of the rollout windows with noise in all frames, each told the one before
     own_past: float = (
         0.25  # share of the rollout batches whose past is the model's own, after half of the run
     )
@@ -91,6 +92,7 @@ TRAININGS = {
     ),
 }
 SHOTS = 3  # in a clip with cuts, at most
+PURE_NOISE = {"rollout": 0.6}  # share of a kind's unknown frames
 KNOWN = 0.12  # noise level up to which a frame counts as known
 
 
@@ -125,23 +127,33 @@ class Batch(NamedTuple):
     target: Float[Tensor, "b n c y x"]  # what the network is to predict
     conditions: Conditions
     causal: bool
+    told: Before | None  # the true frame before each, nearly clean, where `forced`
+    forced: Bool[Tensor, " b"] | None
     rewards: Float[Tensor, "b n"]
     terminated: Float[Tensor, "b n"]
+
+    def before(self, noisy: Float[Tensor, "b n c y x"], noise_level: Levels) -> Before | None:
+        """What the network sees of the frame before each when the batch stands at these levels."""
+        if self.told is None or self.forced is None:
+            return None
+        own, forced = frames_before(noisy, noise_level), self.forced[:, None]
+        latents = torch.where(rearrange(forced, "b one -> b one 1 1 1"), self.told.latents, own.latents)
+        return Before(latents, torch.where(forced, self.told.noise_level, own.noise_level))
 
     def to(self, device: torch.device) -> Batch:
         return tree_map_only(Tensor, lambda value: value.to(device), self)
 
 
 def draw_levels(rng: np.random.Generator, clips: int, frames: int, kind: str) -> Float[np.ndarray, "b n"]:
-    """Noise levels of a batch, one per frame: uniform, with some pure noise; frames that are known are nearly
-    clean.
+    """Noise levels of a batch, one per frame: uniform, with some pure noise (much in rollouts: there
+    samplers of few steps start, and the past says nearly all); frames that are known are nearly clean.
 
     Rollouts: in half of the clips every other frame plays the past, so that each noisy frame follows a clean
     one; in the others a share of the frames, drawn per clip, does. Clips: known at the start, at the end, at
     both, anywhere or nowhere, while the rest share one level (as in sampling). Sweeps and shots: half share
     one level in all frames, a third of these with a clean first frame.
     """
-    level = np.where(rng.random((clips, frames)) < 0.15, 1.0, rng.random((clips, frames)))
+    level = some_noise(rng, clips, frames, kind)
     if kind == "picture":
         return level.astype(np.float32)
     past = rng.uniform(0, KNOWN, (clips, frames))
@@ -161,6 +173,13 @@ def draw_levels(rng: np.random.Generator, clips: int, frames: int, kind: str) ->
     with_first[:, 0] = past[:, 0]
     mixed = np.where(some, past, level)
     return np.where(choice < 0.35, together, np.where(choice < 0.5, with_first, mixed)).astype(np.float32)
+
+
+def some_noise(rng: np.random.Generator, clips: int, frames: int, kind: str) -> Float[np.ndarray, "b n"]:
+    """Levels of frames that are to be predicted."""
+    pure = PURE_NOISE.get(kind, 0.15)
+    level = np.where(rng.random((clips, frames)) < pure, 1.0, rng.random((clips, frames)))
+    return level.astype(np.float32)
 
 
 def choose_episodes(
@@ -229,7 +248,18 @@ def make_batch(
     windows = draw(
         data, episodes, frames, rng, from_start=how.from_start, max_stride=how.max_stride, shots=how.shots
     )
-    level = torch.from_numpy(draw_levels(rng, clips, frames, kind))
+    drawn, told, forced = draw_levels(rng, clips, frames, kind), None, None
+    if how.causal:
+        is_forced = rng.random(clips) < training.forced
+        drawn = np.where(is_forced[:, None], some_noise(rng, clips, frames, kind), drawn)
+        nearly = torch.from_numpy(rng.uniform(0, KNOWN, drawn.shape).astype(np.float32))
+        clean = add_noise(
+            windows.latents,
+            torch.from_numpy(rng.standard_normal(windows.latents.shape, dtype=np.float32)),
+            nearly,
+        )
+        told, forced = frames_before(clean, nearly), torch.from_numpy(is_forced)
+    level = torch.from_numpy(drawn)
     noise = torch.from_numpy(rng.standard_normal(windows.latents.shape, dtype=np.float32))
     return Batch(
         windows.latents,
@@ -239,6 +269,8 @@ def make_batch(
         windows.latents,
         _conditions(data, windows, training, how, text_tokens, rng),
         how.causal,
+        told,
+        forced,
         windows.rewards,
         windows.terminated,
     )
@@ -317,4 +349,5 @@ def with_own_past(
     made = predict(add_noise(batch.data, batch.noise, start), start, start)
     data = torch.where(rearrange(own, "b n -> b n 1 1 1"), made, batch.data)
     following = torch.where(own, past, level)
-    return batch._replace(data=data, target=data, noise_level=following, next_level=following)
+    forced = None if batch.forced is None else torch.zeros_like(batch.forced)
+    return batch._replace(data=data, target=data, noise_level=following, next_level=following, forced=forced)

@@ -1,9 +1,9 @@
 """A wider transformer that computes what a trained narrow one does, to train on from there.
 
-New channels of the residual stream start at zero, and nothing listens yet to new heads, hidden units and
-farther patches of the frame before. What reads the channels has fresh weights, so what writes and what
-listens learns from the first step, and the readers from the second. Net2Net (Chen et al. 2016), with zeros
-in place of copies as in LEMON (Wang et al. 2024).
+New channels of the residual stream start at zero, and nothing listens yet to new heads, hidden units,
+farther patches of the frame before and convolutions. What reads the channels has fresh weights, so what
+writes and what listens learns from the first step, and the readers from the second. Net2Net (Chen et al.
+2016), with zeros in place of copies as in LEMON (Wang et al. 2024).
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from torch.nn.functional import pad
 from simulator.transformer import Transformer, TransformerConfig
 
 # what writes into the residual stream, and what reads it behind a norm
-WRITERS = ("patch_in", "previous_in", "rays_in", "rays_unknown", "register", "action_in.2", ".out.", ".down.")
-READERS = (".queries.", "attention.keys_values.", "gate_up.", "patch_out.weight", "heads_out.0.weight")
+WRITERS = ("patch_in", "previous_in", "rays_in", "rays_unknown", "register", "action_in.2")
+WRITERS += (".out.", ".down.", "to_tokens")
+READERS = (".queries.", "attention.keys_values.", "gate_up.", "from_tokens.weight")
+READERS += ("patch_out.weight", "heads_out.0.weight")
 PARTS = {"keys_values.": 2, "gate_up.": 2, "modulation": 6}  # stacked in one tensor's rows
 SHIFTS = (0, 3)  # of the six parts of a modulation
 
 
 def grows_into(small: TransformerConfig, large: TransformerConfig) -> bool:
-    """Whether two shapes differ by whole heads of the same width, and by a longer reach, alone."""
+    """Whether two shapes differ by whole heads of the same width, a longer reach, and convolutions where
+    there were none, alone."""
     same = replace(large, width=small.width, heads=small.heads, kv_heads=small.kv_heads, reach=small.reach)
+    if not small.detail_width:  # convolutions, as they are made, add nothing
+        same = replace(same, detail_width=0, detail_blocks=small.detail_blocks)
     return (
         same == small
         and large.head_width == small.head_width
@@ -40,11 +45,15 @@ def grown(small: Transformer, config: TransformerConfig) -> Transformer:
     """A transformer of shape `config` that predicts what `small` does. Its new weights come from torch's
     global generator. Raises ValueError if the one shape does not grow into the other."""
     if not grows_into(small.config, config):
-        raise ValueError(f"{small.config} does not grow into {config}: more heads and a longer reach alone")
+        raise ValueError(
+            f"{small.config} does not grow into {config}: it takes more heads, a longer reach or convolutions"
+        )
     large, old = Transformer(config), small.state_dict()
     # a norm over more channels of which the new ones are zero
     stretch = (config.width / small.config.width) ** 0.5
     for name, new in large.state_dict().items():
+        if name not in old:
+            continue
         value = old[name]
         if name == "previous_in.weight":
             value = _centred(value, small.config, config.reach)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from simulator.detail import GridConv
 from simulator.tokenizer import Conv
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -27,7 +28,7 @@ def rounded(network: Network, device: torch.device) -> Network:
     every use. It computes the same there, and neither runs elsewhere nor trains."""
     network = copy.deepcopy(network)
     for part in network.modules():
-        if _faster(device) and isinstance(part, (nn.Linear, Conv)):
+        if _faster(device) and isinstance(part, (nn.Linear, Conv, GridConv)):
             part.bfloat16()
     return network
 

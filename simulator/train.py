@@ -84,6 +84,9 @@ from simulator.world_model import WEIGHTS, WorldModel, WorldModelConfig
 RESUME = "world_model.resume"
 TEXT_TOKENS = 48  # for the estimate, which comes before the captions are read
 PREVIEW_FRAMES = 17
+COMPILING = {
+    "layout_optimization": False
+}  # it lays out all tensors for the convolutions, and copies for the rest
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,12 @@ def loss_of(
     """Total loss, the data loss alone, and each frame's mean squared error in data space."""
     noisy = add_noise(batch.data, batch.noise, batch.noise_level)
     found: Prediction = model(
-        noisy, batch.noise_level, batch.conditions, next_level=batch.next_level, causal=batch.causal
+        noisy,
+        batch.noise_level,
+        batch.conditions,
+        next_level=batch.next_level,
+        causal=batch.causal,
+        before=batch.before(noisy, batch.noise_level),
     )
     error, off = (
         rearrange((found.data - goal).square(), "b n c y x -> b n (c y x)").mean(dim=-1)
@@ -314,7 +322,7 @@ def check_same_kind(job: Job, data: LatentEpisodes) -> None:
     if not grows_into(config, job.config):
         raise ValueError(
             f"--start-from: {job.start_from} is of another shape ({config}) than --preset's ({job.config}), "
-            "and only more heads and a longer reach can be grown"
+            "and only more heads, a longer reach and first convolutions can be grown"
         )
     theirs, ours = (
         load_tokenizer(folder).encoder.bfloat16().state_dict() for folder in (job.start_from, job.tokenizer)
@@ -385,10 +393,10 @@ def fit(
     model, clock, training, (main, *others) = learner.model, learner.clock, job.training, buckets
     where = next(model.parameters()).device
     text_tokens = max(map(text_room, buckets))
-    # compiling takes minutes a shape: worth it for the most frequent picture size alone
+    # compiling takes minutes a shape: worth it for the most frequent kind and picture size alone
     whole = job.compiled and processes.count == 1  # split models are compiled block by block
-    quick = torch.compile(loss_of, dynamic=False) if whole else loss_of
-    quick_guess = torch.compile(guess, dynamic=False) if whole else guess
+    quick = torch.compile(loss_of, dynamic=False, options=COMPILING) if whole else loss_of
+    quick_guess = torch.compile(guess, dynamic=False, options=COMPILING) if whole else guess
     averages, frames = {name: float("nan") for name in training.shares}, 0
     mine = range(processes.rank, training.micro_batches, processes.count)
     progress, seconds = processes.agree(clock.progress, clock.seconds)
@@ -400,7 +408,7 @@ def fit(
             other = bool(others) and rng.random() < training.other_sizes
             data = others[int(rng.integers(len(others)))] if other else main
             lesson = choose_lesson(training, kind, progress, rng)
-            core, look = (loss_of, guess) if other else (quick, quick_guess)
+            core, look = (loss_of, guess) if other or kind != "rollout" else (quick, quick_guess)
             scale = tokens_in(main) / tokens_in(data)
             set_rates(learner.optimizers, rate_factor(progress))
             data_loss = torch.zeros((), device=where)
@@ -432,7 +440,8 @@ def fit(
 @torch.no_grad()
 def guess(model: Transformer, batch: Batch, noisy: Tensor, level: Tensor, next_level: Tensor) -> Tensor:
     """What the model predicts of a batch at other levels than its own."""
-    return model(noisy, level, batch.conditions, next_level=next_level, causal=batch.causal).data
+    told = batch.before(noisy, level)
+    return model(noisy, level, batch.conditions, next_level=next_level, causal=batch.causal, before=told).data
 
 
 def choose_lesson(

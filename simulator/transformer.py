@@ -25,6 +25,8 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from simulator.attention import Sight, attend, attend_frames, axis_widths, rope, rotate
+from simulator.detail import Detail
 from simulator.flow import Levels
 
 Tokens = Float[Tensor, "b n s d"]
@@ -46,6 +48,8 @@ class TransformerConfig:
     shots: int = 4  # shots in one clip, at most
     window: int = 16  # latent frames that a rollout sees, itself included
     reach: int = 0  # patches to each side that a token sees of the frame before
+    detail_width: int = 96  # of the convolutions at the latents' own resolution; 0: none
+    detail_blocks: int = 2  # of them before the layers, and as many after
 
     @property
     def head_width(self) -> int:
@@ -58,18 +62,23 @@ class TransformerConfig:
 
 EXTRA_TOKENS = 2
 LEVEL_WAVES = 256  # cosines and sines that tell a noise level
-FRAMES_AT_A_TIME = 4  # that ask, under a window
 ACTION_TOKEN, REGISTER_TOKEN = 0, 1
 PRESETS = {
     "tiny": TransformerConfig(
-        latent_channels=8, width=64, layers=2, full_every=2, heads=2, kv_heads=1, window=8
+        latent_channels=8, width=64, layers=2, full_every=2, heads=2, kv_heads=1, window=8, detail_width=16
     ),
     "small": TransformerConfig(),
     "medium": TransformerConfig(width=384, heads=6, kv_heads=3, reach=1),
-    "base": TransformerConfig(width=768, layers=16, full_every=4, heads=12, kv_heads=4, window=32),
+    "base": TransformerConfig(
+        width=768, layers=16, full_every=4, heads=12, kv_heads=4, window=32, detail_width=192
+    ),
     # these two are for many GPUs, on the base tokenizer
-    "large": TransformerConfig(width=1536, layers=24, full_every=4, heads=24, kv_heads=8, window=32),
-    "xl": TransformerConfig(width=2560, layers=32, full_every=4, heads=20, kv_heads=4, window=32),
+    "large": TransformerConfig(
+        width=1536, layers=24, full_every=4, heads=24, kv_heads=8, window=32, detail_width=256
+    ),
+    "xl": TransformerConfig(
+        width=2560, layers=32, full_every=4, heads=20, kv_heads=4, window=32, detail_width=384
+    ),
 }
 
 
@@ -102,12 +111,11 @@ class Memory(NamedTuple):
     noise_level: Float[Tensor, "b 1"]  # of that frame
 
 
-class Sight(NamedTuple):
-    """What frames that ask may look at: all, or less."""
+class Before(NamedTuple):
+    """The frame before each frame."""
 
-    frames: int = 1  # that ask
-    window: int | None = None  # each looks at itself and the window - 1 before; none is cached
-    visible: Bool[Tensor, "b n m"] | None = None  # frame m to frame n, cached ones first
+    latents: Float[Tensor, "b n c y x"]
+    noise_level: Float[Tensor, "b n"]
 
 
 class Prediction(NamedTuple):
@@ -116,6 +124,17 @@ class Prediction(NamedTuple):
     terminated: Float[Tensor, "b n"]  # logit
     log_error: Float[Tensor, "b n"]  # natural log of the expected mean squared error of `data`
     memory: Memory  # of the frames given alone
+
+
+def frames_before(
+    latents: Float[Tensor, "b n c y x"], noise_level: Levels, past: Memory | None = None
+) -> Before:
+    """The frame before each, of a canvas and its past; before a first frame there is noise."""
+    first = past or Memory([], torch.zeros_like(latents[:, :1]), torch.ones_like(noise_level[:, :1]))
+    return Before(
+        torch.cat([first.latents.to(latents.dtype), latents[:, :-1]], dim=1),
+        torch.cat([first.noise_level, noise_level[:, :-1]], dim=1),
+    )
 
 
 def extended(past: Memory | None, new: Memory, window: int) -> Memory:
@@ -138,82 +157,6 @@ def shifted(memory: Memory, frames: int) -> Memory:
     later = torch.tensor([[frames, 0, 0]], dtype=torch.float32, device=keys.device)
     turn = rope(later, axis_widths(keys.shape[-1])).expand(keys.shape[2], -1, -1)
     return memory._replace(layers=[layer._replace(keys=rotate(layer.keys, turn)) for layer in memory.layers])
-
-
-def axis_widths(head_width: int) -> tuple[int, int, int]:
-    """Channels of a head that carry time, height and width."""
-    return head_width // 2, head_width // 4, head_width // 4
-
-
-def rope(positions: Float[Tensor, "s axes"], widths: tuple[int, ...]) -> Float[Tensor, "s k 2"]:
-    """Axial rotary embedding (Su et al. 2021): cosine and sine for each pair of channels, axis by axis."""
-    angles = []
-    for axis, width in enumerate(widths):
-        pairs = width // 2
-        frequencies = 100.0 ** (-torch.arange(pairs, device=positions.device) / pairs)
-        angles.append(positions[:, axis, None] * frequencies)
-    angle = torch.cat(angles, dim=-1)
-    return torch.stack([angle.cos(), angle.sin()], dim=-1)
-
-
-def rotate(x: Float[Tensor, "*b s k"], rotation: Float[Tensor, "s k2 2"]) -> Float[Tensor, "*b s k"]:
-    first, second = x.chunk(2, dim=-1)
-    cosine, sine = rotation[..., 0].to(x.dtype), rotation[..., 1].to(x.dtype)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-
-
-def attend(
-    queries: Float[Tensor, "b h s k"],
-    keys: Float[Tensor, "b g m k"],
-    values: Float[Tensor, "b g m k"],
-    allowed: Bool[Tensor, "#b 1 s m"] | None,
-) -> Float[Tensor, "b h s k"]:
-    """Grouped-query attention. Plain products: on a CPU the fused kernel's backward is slow."""
-    length = queries.shape[2]
-    queries = rearrange(queries * keys.shape[-1] ** -0.5, "b (g r) s k -> b g (r s) k", g=keys.shape[1])
-    scores = queries @ rearrange(keys, "b g m k -> b g k m")
-    if allowed is not None:
-        bias = torch.zeros(allowed.shape, dtype=scores.dtype, device=scores.device)
-        bias = bias.masked_fill(~allowed, float("-inf"))
-        scores = scores + repeat(bias, "b 1 s m -> b 1 (r s) m", r=queries.shape[2] // length)
-    mixed = scores.softmax(dim=-1).to(values.dtype) @ values
-    return rearrange(mixed, "b g (r s) k -> b (g r) s k", s=length)
-
-
-def attend_frames(
-    queries: Float[Tensor, "b h s k"],
-    keys: Float[Tensor, "b g m k"],
-    values: Float[Tensor, "b g m k"],
-    sight: Sight,
-) -> Float[Tensor, "b h s k"]:
-    """Attention between the tokens of several frames; the keys may begin with frames that do not ask.
-
-    Under a window a few frames ask at a time, and only those that they may see: the scores then stay in a
-    processor's cache, and most of those that a mask would throw away are not computed.
-    """
-    frames, window, visible = sight
-    allowed = None if visible is None else _of_tokens(visible, keys.shape[2] // visible.shape[2])
-    if window is None:
-        return attend(queries, keys, values, allowed)
-    s, parts = queries.shape[2] // frames, []
-    for first in range(0, frames, FRAMES_AT_A_TIME):
-        last, oldest = min(first + FRAMES_AT_A_TIME, frames), max(0, first - window + 1)
-        index = torch.arange(oldest, last, device=keys.device)
-        back = index[first - oldest :, None] - index
-        asking, asked = slice(first * s, last * s), slice(oldest * s, last * s)
-        parts.append(
-            attend(
-                queries[:, :, asking],
-                keys[:, :, asked],
-                values[:, :, asked],
-                _of_tokens(((back >= 0) & (back < window))[None], s),
-            )
-        )
-    return torch.cat(parts, dim=2)
-
-
-def _of_tokens(frames: Bool[Tensor, "b n m"], s: int) -> Bool[Tensor, "b 1 ns ms"]:
-    return repeat(frames, "b n m -> b 1 (n s) (m r)", s=s, r=s)
 
 
 class SelfAttention(nn.Module):
@@ -332,6 +275,11 @@ class Transformer(nn.Module):
         )
         self.patch_out = nn.Linear(d, config.latent_channels * cell)
         self.heads_out = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, 3))
+        self.detail = (
+            Detail(config.latent_channels, config.patch, d, config.detail_width, config.detail_blocks)
+            if config.detail_width
+            else None
+        )
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
         nn.init.zeros_(self.patch_out.weight)
@@ -346,7 +294,7 @@ class Transformer(nn.Module):
         """First and last layers and embeddings, which Muon's authors leave to AdamW."""
         first_last = (
             *("patch_", "previous_", "rays_in", "world", "shot", "level_in.0", "stride_in.0"),
-            *("action_in.0", "heads_out"),
+            *("action_in.0", "heads_out", "detail.look", "detail.bank", "detail.carried", "detail.drawn"),
         )
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(first_last))
 
@@ -420,6 +368,7 @@ class Transformer(nn.Module):
         past: Memory | None = None,
         next_level: Levels | None = None,
         causal: bool = False,
+        before: Before | None = None,
     ) -> Prediction:
         """Predict the data towards which the flow moves (`flow.move`) from `noise_level` to `next_level`.
 
@@ -427,23 +376,24 @@ class Transformer(nn.Module):
         first_frame: index of the first frame given, for its position. past: memory of the frames before.
         next_level: where a sampler goes next, at most `noise_level`; None: nowhere, that is the flow's
         direction at `noise_level` itself, which points to the mean of the clean latents. causal: each frame
-        looks at itself and the window - 1 before it alone; for canvases without a past.
+        looks at itself and the window - 1 before it alone; for canvases without a past. before: the frames
+        before each, where they are not the given ones.
         """
         height, width = (size // self.config.patch for size in latents.shape[-2:])
         action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
-        memory = past or Memory([], torch.zeros_like(latents[:, :1]), torch.ones_like(noise_level[:, :1]))
-        previous = torch.cat([memory.latents.to(latents.dtype), latents[:, :-1]], dim=1)
-        previous_level = torch.cat([memory.noise_level, noise_level[:, :-1]], dim=1)
+        previous, previous_level = before or frames_before(latents, noise_level, past)
         x = self._tokens(latents, previous, conditions, action)
         frames = torch.arange(latents.shape[1], device=latents.device) + first_frame
         within, across = self._rotations(height, width, frames)
         sight = Sight(latents.shape[1], self.config.window if causal else None, visible)
         text = self._text(conditions, x)
         stride = torch.zeros_like(noise_level) if next_level is None else noise_level - next_level
-        shared = self.modulation(
-            F.silu(self._frame_condition(noise_level, previous_level, stride, conditions) + action)
-        )
-        shared = rearrange(shared, "b n (six d) -> b n six d", six=6)
+        condition = F.silu(self._frame_condition(noise_level, previous_level, stride, conditions) + action)
+        shared = rearrange(self.modulation(condition), "b n (six d) -> b n six d", six=6)
+        grid = None
+        if self.detail is not None:
+            fine, grid = self.detail.before(latents, previous, condition)
+            x = x + F.pad(fine, (0, 0, EXTRA_TOKENS, 0))
         caches, depth = [], 0
         for block in self.blocks:
             rotation = across if block.full else within
@@ -461,6 +411,8 @@ class Transformer(nn.Module):
             p=self.config.patch,
             q=self.config.patch,
         )
+        if grid is not None:
+            data = data + self.detail.after(grid, x[:, :, EXTRA_TOKENS:], previous, condition)
         reward, terminated, log_error = self.heads_out(x[:, :, REGISTER_TOKEN]).float().unbind(dim=-1)
         new_memory = Memory(caches, latents[:, -1:], noise_level[:, -1:])
         return Prediction(data.float(), reward, terminated, log_error, new_memory)

@@ -64,7 +64,7 @@ def micro_batch(step: int, index: int) -> Batch:
     )
     data, noise = (torch.randn(b, n, TINY.latent_channels, cells, cells, generator=g) for _ in range(2))
     level, share = torch.rand(2, b, n, generator=g)
-    return Batch(data, noise, level, level * share, data, conditions, True, share, share.round())
+    return Batch(data, noise, level, level * share, data, conditions, True, None, None, share, share.round())
 
 
 def backward(one: Learner, processes: Processes) -> float:

@@ -7,11 +7,12 @@ import torch
 
 from simulator import tokenizer as tokenizer_module
 from simulator import transformer as transformer_module
+from simulator.detail import Detail, GridConv
 from simulator.flow import add_noise, move, schedule, towards, velocity
 from simulator.grow import grown
 from simulator.sampling import denoise, row_noise
 from simulator.tokenizer import Tokenizer
-from simulator.transformer import Conditions, Memory, Prediction, Transformer, extended
+from simulator.transformer import Conditions, Memory, Prediction, Transformer, extended, frames_before
 
 TINY = transformer_module.PRESETS["tiny"]
 
@@ -126,11 +127,74 @@ def test_a_grown_transformer_predicts_the_same_and_its_new_parts_learn(change: d
     assert (listening[:, -1].abs().sum() > 0) and (listening[-1].abs().sum() > 0)
 
 
-def test_only_more_heads_and_a_longer_reach_are_grown():
+def test_convolutions_added_to_a_trained_transformer_change_nothing_and_learn():
+    small = randomised(Transformer(replace(TINY, detail_width=0)))
+    large = grown(small, TINY)
+    latents, level, c = torch.randn(2, 3, 8, 4, 4), torch.rand(2, 3), conditions(2, 3)
+    ours, theirs = (model(latents, level, c, causal=True) for model in (large, small))
+    assert torch.equal(ours.data, theirs.data) and torch.equal(ours.reward, theirs.reward)
+    ours.data.square().mean().backward()
+    assert large.detail is not None
+    assert large.detail.carried.weight.grad.abs().sum() > 0
+    assert large.detail.to_tokens.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_grid_of_few_latents_is_convolved_to_the_same_values(size: int):
+    conv, few = GridConv(6, 7, size), torch.randn(1, 4, 6, 6)
+    kernel = conv.weight.unflatten(1, (size, size, 6)).permute(0, 3, 1, 2)
+    truth = torch.nn.functional.conv2d(few.permute(0, 3, 1, 2), kernel, conv.bias, padding=size // 2)
+    with torch.no_grad():
+        product, many = conv(few), conv(few.expand(12, -1, -1, -1))
+    for found in (conv(few), product, many[7:8]):
+        assert torch.allclose(found.permute(0, 3, 1, 2), truth, atol=1e-5)
+
+
+def test_convolutions_learn_to_carry_the_frame_before_where_the_action_says():
+    """One cell to the left or to the right, unseen pictures, nearly exactly; the mean of the two would be
+    off by half of the variance."""
+    torch.manual_seed(0)
+    detail, action_in = Detail(4, 2, 16, width=16, blocks=1), torch.nn.Linear(1, 16)
+    optimizer = torch.optim.Adam([*detail.parameters(), *action_in.parameters()], 1e-2)
+    nothing, inside = torch.zeros(32, 1, 4, 6, 6), (..., slice(1, -1))
+    for _ in range(150):
+        before, side = torch.randn(32, 1, 4, 6, 6), torch.randint(2, (32, 1, 1)) * 2.0 - 1
+        truth = torch.where(side[..., None, None] > 0, before.roll(1, -1), before.roll(-1, -1))
+        condition = torch.nn.functional.silu(action_in(side))
+        tokens, grid = detail.before(nothing, before, condition)
+        error = (detail.after(grid, tokens, before, condition) - truth)[inside].square().mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert error < 0.03
+
+
+def test_only_more_heads_a_longer_reach_and_first_convolutions_are_grown():
     small = Transformer(replace(TINY, reach=1))
-    for change in ({"layers": 4}, {"width": 128}, {"reach": 0}, {"width": 32, "heads": 1}, {"window": 9}):
+    for change in (
+        {"layers": 4},
+        {"width": 128},
+        {"reach": 0},
+        {"width": 32, "heads": 1},
+        {"window": 9},
+        {"detail_width": 32},
+        {"detail_width": 0},
+    ):
         with pytest.raises(ValueError, match="does not grow into"):
             grown(small, replace(small.config, **change))
+
+
+def test_a_frame_is_predicted_from_what_it_is_told_stood_before_it(transformer: Transformer):
+    c, latents, level = conditions(2, 5), torch.randn(2, 5, 8, 4, 4), torch.rand(2, 5)
+    own = frames_before(latents, level)
+    with torch.no_grad():
+        plain = transformer(latents, level, c, causal=True).data
+        same = transformer(latents, level, c, causal=True, before=own).data
+        told = own._replace(latents=own.latents.clone())
+        told.latents[:, 3] += 1
+        other = transformer(latents, level, c, causal=True, before=told).data
+    assert torch.equal(plain, same) and torch.equal(other[:, :3], plain[:, :3])
+    assert (other[:, 3] - plain[:, 3]).abs().mean() > 0.01
 
 
 def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transformer: Transformer):

@@ -24,12 +24,13 @@ from simulator.canvas import image_to_video, text_to_video
 from simulator.clips import Episode, write_episode
 from simulator.distributed import last_checkpoint
 from simulator.fidelity import evaluate, seen_in
+from simulator.flow import add_noise
 from simulator.generate import generate
 from simulator.latents import load_latents
 from simulator.metrics import psnr
 from simulator.train import train
 from simulator.train_tokenizer import load_tokenizer, train_tokenizer
-from simulator.transformer import PRESETS
+from simulator.transformer import PRESETS, frames_before
 from simulator.video import read_image, read_video
 from simulator.world_model import WorldModel
 
@@ -217,6 +218,20 @@ def test_a_past_of_the_models_own_stands_where_the_truth_stood(trained: Path):
     own = (learnt.data == 7.0).flatten(2).all(dim=2)
     assert own[:, 1:].float().mean() > 0.3 and torch.equal(own, asked[0] == 1)
     assert torch.equal(learnt.data[~own], batch.data[~own]) and (learnt.noise_level[own] <= 0.12).all()
+
+
+def test_forced_windows_are_told_the_true_frame_before_and_others_see_their_own(trained: Path):
+    (data,) = load_latents(trained / "data", load_tokenizer(trained / "tokenizer"), "test", 8)
+    half = replace(TRAININGS["tiny"], forced=0.5, rollout_clips=16)
+    batch = make_batch(data, half, "rollout", 8, text_room(data), np.random.default_rng(0))
+    noisy = add_noise(batch.data, batch.noise, batch.noise_level)
+    seen, own = batch.before(noisy, batch.noise_level), frames_before(noisy, batch.noise_level)
+    assert seen is not None and batch.forced is not None and 2 < batch.forced.sum() < 14
+    off = (seen.latents[:, 1:] - batch.data[:, :-1]).square().mean(dim=(2, 3, 4)).sqrt()
+    assert (off[batch.forced] < 0.25).all() and (seen.noise_level[batch.forced][:, 1:] <= 0.12).all()
+    assert torch.equal(seen.latents[~batch.forced], own.latents[~batch.forced])
+    assert (batch.noise_level[batch.forced] == 1).float().mean() > 0.5
+    assert tiny_batch(trained, "clip").before(noisy, batch.noise_level) is None
 
 
 def test_shots_are_cut_from_one_episode_and_each_has_its_words(trained: Path):

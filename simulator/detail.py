@@ -56,8 +56,9 @@ class Detail(nn.Module):
         self.mix = nn.Linear(width, BANK)
         self.carried = nn.Linear(BANK, channels, bias=False)
         self.drawn = GridConv(width, channels)
-        for last in (*self.narrow, self.to_tokens, self.carried, self.drawn):
-            nn.init.zeros_(last.weight)
+        for name, weights in self.named_parameters():
+            if name.startswith(("narrow", "to_tokens", "carried", "drawn")) and name.endswith("weight"):
+                nn.init.zeros_(weights)
 
     def before(
         self,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -84,9 +84,8 @@ from simulator.world_model import WEIGHTS, WorldModel, WorldModelConfig
 RESUME = "world_model.resume"
 TEXT_TOKENS = 48  # for the estimate, which comes before the captions are read
 PREVIEW_FRAMES = 17
-COMPILING = {
-    "layout_optimization": False
-}  # it lays out all tensors for the convolutions, and copies for the rest
+# or else all tensors are laid out for the convolutions, and copied for the rest
+COMPILING: dict[str, Any] = {"layout_optimization": False}
 
 
 @dataclass(frozen=True)

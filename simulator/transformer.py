@@ -369,6 +369,7 @@ class Transformer(nn.Module):
         next_level: Levels | None = None,
         causal: bool = False,
         before: Before | None = None,
+        predicted: bool = True,
     ) -> Prediction:
         """Predict the data towards which the flow moves (`flow.move`) from `noise_level` to `next_level`.
 
@@ -377,7 +378,8 @@ class Transformer(nn.Module):
         next_level: where a sampler goes next, at most `noise_level`; None: nowhere, that is the flow's
         direction at `noise_level` itself, which points to the mean of the clean latents. causal: each frame
         looks at itself and the window - 1 before it alone; for canvases without a past. before: the frames
-        before each, where they are not the given ones.
+        before each, where they are not the given ones. predicted: or else only the heads and the memory are
+        wanted, and `data` is what was given.
         """
         height, width = (size // self.config.patch for size in latents.shape[-2:])
         action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
@@ -404,14 +406,16 @@ class Transformer(nn.Module):
                 caches.append(new)
                 depth += 1
         x = F.rms_norm(x, (x.shape[-1],))
-        data = rearrange(
-            self.patch_out(x[:, :, EXTRA_TOKENS:]),
-            "b n (y x) (c p q) -> b n c (y p) (x q)",
-            y=height,
-            p=self.config.patch,
-            q=self.config.patch,
-        )
-        if grid is not None:
+        data = latents
+        if predicted:
+            data = rearrange(
+                self.patch_out(x[:, :, EXTRA_TOKENS:]),
+                "b n (y x) (c p q) -> b n c (y p) (x q)",
+                y=height,
+                p=self.config.patch,
+                q=self.config.patch,
+            )
+        if predicted and self.detail is not None and grid is not None:
             data = data + self.detail.after(grid, x[:, :, EXTRA_TOKENS:], previous, condition)
         reward, terminated, log_error = self.heads_out(x[:, :, REGISTER_TOKEN]).float().unbind(dim=-1)
         new_memory = Memory(caches, latents[:, -1:], noise_level[:, -1:])

@@ -419,11 +419,19 @@ class WorldModel:
         )
 
     def _predict(
-        self, state: State, conditions: Conditions, noisy: Tensor, level: Levels, next_level: Levels
+        self,
+        state: State,
+        conditions: Conditions,
+        noisy: Tensor,
+        level: Levels,
+        next_level: Levels,
+        predicted: bool = True,
     ) -> Prediction:
         told = next_level if self.config.large_steps and state.memory is not None else None
         seen, place = visible(state), float(state.frame)
-        return self.transformer(noisy, level, conditions, seen, place, state.memory, told)
+        return self.transformer(
+            noisy, level, conditions, seen, place, state.memory, told, predicted=predicted
+        )
 
     def _noise(self, state: State, draw: int, shape: tuple[int, ...]) -> Float[Tensor, "b ..."]:
         """The first (0) or second (1) noise of each row's next latent step, by the row's own seed and age."""
@@ -456,7 +464,7 @@ class WorldModel:
         """Keep the new latent step's keys and values, at the context noise level, and read its heads."""
         noise = self._noise(state, 1, latents.shape[1:])
         level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
-        seen = self._predict(state, conditions, add_noise(latents, noise, level), level, level)
+        seen = self._predict(state, conditions, add_noise(latents, noise, level), level, level, False)
         return self._kept(state, seen), seen
 
     def _kept(self, state: State, seen: Prediction) -> State:

@@ -197,6 +197,15 @@ def test_a_frame_is_predicted_from_what_it_is_told_stood_before_it(transformer: 
     assert (other[:, 3] - plain[:, 3]).abs().mean() > 0.01
 
 
+def test_a_frame_that_is_only_to_be_remembered_leaves_the_same_memory_and_heads(transformer: Transformer):
+    c, latents, level = conditions(2, 5), torch.randn(2, 5, 8, 4, 4), torch.rand(2, 5)
+    with torch.no_grad():
+        whole, short = (transformer(latents, level, c, predicted=each) for each in (True, False))
+    assert torch.equal(short.data, latents) and torch.equal(whole.reward, short.reward)
+    for ours, theirs in zip(short.memory.layers, whole.memory.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
 def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transformer: Transformer):
     n, window = 17, transformer.config.window
     c, latents, level = conditions(2, n), torch.randn(2, n, 8, 4, 4), torch.rand(2, n)

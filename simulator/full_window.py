@@ -41,12 +41,19 @@ class FullWindow(WorldModel):
     """A world model that keeps frames instead of their keys and values. All rows are of one age."""
 
     def _predict(
-        self, state: State, conditions: Conditions, noisy: Tensor, level: Levels, next_level: Levels
+        self,
+        state: State,
+        conditions: Conditions,
+        noisy: Tensor,
+        level: Levels,
+        next_level: Levels,
+        predicted: bool = True,
     ) -> Prediction:
         newest = Window(noisy, level, conditions.actions, conditions.actions_known)
         before = state.window if isinstance(state, WindowState) else None
         if before is None:
-            return super()._predict(state, conditions, noisy, level, next_level)._replace(memory=newest)
+            found = super()._predict(state, conditions, noisy, level, next_level, predicted)
+            return found._replace(memory=newest)
         window = Window(*(torch.cat(pair, dim=1) for pair in zip(before, newest, strict=True)))
         frames = window.latents.shape[1]
         together = conditions._replace(
@@ -65,6 +72,7 @@ class FullWindow(WorldModel):
             None,
             torch.cat([before.noise_level, next_level], dim=1) if self.config.large_steps else None,
             causal=True,
+            predicted=predicted,
         )
         last = {name: getattr(found, name)[:, -1:] for name in ("data", "reward", "terminated", "log_error")}
         return found._replace(**last, memory=window)

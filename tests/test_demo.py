@@ -44,7 +44,7 @@ def test_the_demo_leaves_a_whole_report_and_never_calls_the_network(tmp_path, mo
     assert "sweep_psnr" in own and "free_fall_acceleration" in own
     assert sorted(f"reference/{name}" for name in own) == sorted(set(names) - set(own))
     page = (out / "report.html").read_text()
-    assert page.count("data:video/mp4") >= 7 and "reference: camera sweep" in page and "http" not in page
+    assert page.count("data:video/mp4") >= 7 and "reference: camera sweep" in page and "://" not in page
     mlflow.set_tracking_uri(store)
     runs = mlflow.search_runs(experiment_names=["demo"], output_format="list")
     assert len(runs) == 1 and any(name.startswith("reference/") for name in runs[0].data.metrics)

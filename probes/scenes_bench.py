@@ -103,14 +103,15 @@ def scored_scene(seed: int, size: int, preset: str = "cpu", views: int = VIEWS) 
 
     psnr = made.held_out.psnr.mean().item()
     surface, things = compared(None), compared(scene.owners >= 0)
-    silhouette = cut_out(scene, made, maps, mesh)
+    silhouette = cut_out(scene, mesh, maps, made.similarity.centre, made.voxel_m(maps.cameras))
     return SceneScore(seed, scene.words, psnr, surface, things, silhouette, 2 * radius, made.seconds, mesh_s)
 
 
-def cut_out(scene: Scene, made: nerf.Reconstruction, maps: nerf.DepthMaps, mesh: Mesh) -> float:
+def cut_out(
+    scene: Scene, mesh: Mesh, maps: nerf.DepthMaps, focus: Float[Tensor, " 3"], voxel_m: float
+) -> float:
     """How well the extracted thing's silhouette agrees with that of the true thing it is most like; 0 where
-    none was extracted."""
-    focus, voxel_m = made.similarity.centre, made.voxel_m(maps.cameras)
+    none was extracted. voxel_m: of the mesh."""
     try:
         thing = extract(mesh, maps.depth, maps.cameras, focus, voxel_m).mesh
     except NothingExtracted:

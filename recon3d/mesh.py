@@ -150,12 +150,9 @@ def picture(mesh: Mesh, camera: Cameras) -> UInt8[Tensor, "n h w 3"]:
 
     Vertex colours, dimmed where the surface turns away from the camera.
     """
-    scene, ids = _raycasting(mesh)
-    origins, directions = camera.rays()
-    rays = torch.cat([origins, directions], dim=-1).cpu().numpy().astype(np.float32)
-    hit = scene.cast_rays(open3d.core.Tensor(rays))  # pyright: ignore[reportCallIssue]
+    hit, directions = _cast(mesh, camera), camera.rays()[1]
+    seen = torch.from_numpy(np.isfinite(hit["t_hit"].numpy()))
     face = torch.from_numpy(hit["primitive_ids"].numpy().astype(np.int64))
-    seen = torch.from_numpy(hit["geometry_ids"].numpy() == ids)
     uv = torch.from_numpy(hit["primitive_uvs"].numpy())
     normal = torch.from_numpy(hit["primitive_normals"].numpy())
     if not len(mesh.faces):
@@ -169,10 +166,7 @@ def picture(mesh: Mesh, camera: Cameras) -> UInt8[Tensor, "n h w 3"]:
 
 def silhouettes(mesh: Mesh, cameras: Cameras) -> Bool[Tensor, "n h w"]:
     """Which pixels' middles a surface covers."""
-    scene, _ = _raycasting(mesh)
-    rays = torch.cat(cameras.rays(), dim=-1).cpu().numpy().astype(np.float32)
-    hit = scene.cast_rays(open3d.core.Tensor(rays))  # pyright: ignore[reportCallIssue]
-    return torch.from_numpy(np.isfinite(hit["t_hit"].numpy()))
+    return torch.from_numpy(np.isfinite(_cast(mesh, cameras)["t_hit"].numpy()))
 
 
 def silhouette_iou(mesh: Mesh, truth: Mesh, cameras: Cameras) -> Float[Tensor, " n"]:
@@ -204,7 +198,7 @@ def nearest(
 
     The normal is NaN where that face has no area.
     """
-    scene, _ = _raycasting(mesh)
+    scene = _raycasting(mesh)
     query = open3d.core.Tensor(points.cpu().numpy().astype(np.float32))  # pyright: ignore[reportCallIssue]
     found = scene.compute_closest_points(query)
     place, normal = (torch.from_numpy(found[k].numpy()) for k in ("points", "primitive_normals"))
@@ -283,11 +277,18 @@ def score(
     )
 
 
-def _raycasting(mesh: Mesh) -> tuple[open3d.t.geometry.RaycastingScene, int]:
+def _cast(mesh: Mesh, cameras: Cameras) -> dict[str, open3d.core.Tensor]:
+    """Where the rays through the pixels' middles meet a surface (Open3D's names)."""
+    rays = torch.cat(cameras.rays(), dim=-1).cpu().numpy().astype(np.float32)
+    return _raycasting(mesh).cast_rays(open3d.core.Tensor(rays))  # pyright: ignore[reportCallIssue]
+
+
+def _raycasting(mesh: Mesh) -> open3d.t.geometry.RaycastingScene:
     scene = open3d.t.geometry.RaycastingScene()
     vertices = open3d.core.Tensor(mesh.vertices.cpu().numpy().astype(np.float32))  # pyright: ignore[reportCallIssue]
     faces = open3d.core.Tensor(mesh.faces.cpu().numpy().astype(np.uint32))  # pyright: ignore[reportCallIssue]
-    return scene, scene.add_triangles(vertices, faces)
+    scene.add_triangles(vertices, faces)
+    return scene
 
 
 def _to_open3d(mesh: Mesh) -> open3d.geometry.TriangleMesh:

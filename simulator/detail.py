@@ -22,7 +22,8 @@ Grid = Float[Tensor, "bn y x w"]
 
 
 class GridConv(nn.Module):
-    """A square convolution over channels that lie together. Its kernel is a matrix, for Muon."""
+    """A square convolution whose kernel is a matrix, as `tokenizer.Conv`, but over channels that lie
+    together, and in the kernel too: then neither it nor the product for few latents copies a weight."""
 
     def __init__(self, inputs: int, outputs: int, size: int = 3):
         super().__init__()

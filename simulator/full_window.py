@@ -46,16 +46,15 @@ class FullWindow(WorldModel):
         conditions: Conditions,
         noisy: Tensor,
         level: Levels,
-        next_level: Levels,
-        predicted: bool = True,
+        next_level: Levels | None,
     ) -> Prediction:
         newest = Window(noisy, level, conditions.actions, conditions.actions_known)
         before = state.window if isinstance(state, WindowState) else None
         if before is None:
-            found = super()._predict(state, conditions, noisy, level, next_level, predicted)
+            found = super()._predict(state, conditions, noisy, level, next_level)
             return found._replace(memory=newest)
         window = Window(*(torch.cat(pair, dim=1) for pair in zip(before, newest, strict=True)))
-        frames = window.latents.shape[1]
+        frames, there = window.latents.shape[1], level if next_level is None else next_level
         together = conditions._replace(
             shot=conditions.shot.repeat(1, frames),
             actions=window.actions,
@@ -70,9 +69,9 @@ class FullWindow(WorldModel):
             None,
             float(state.frame - frames + 1),
             None,
-            torch.cat([before.noise_level, next_level], dim=1) if self.config.large_steps else None,
+            torch.cat([before.noise_level, there], dim=1) if self.config.large_steps else None,
             causal=True,
-            predicted=predicted,
+            predicted=next_level is not None,
         )
         last = {name: getattr(found, name)[:, -1:] for name in ("data", "reward", "terminated", "log_error")}
         return found._replace(**last, memory=window)

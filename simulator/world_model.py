@@ -424,11 +424,11 @@ class WorldModel:
         conditions: Conditions,
         noisy: Tensor,
         level: Levels,
-        next_level: Levels,
-        predicted: bool = True,
+        next_level: Levels | None,
     ) -> Prediction:
+        """What the network says of the next latent step. next_level: None where it is only remembered."""
         told = next_level if self.config.large_steps and state.memory is not None else None
-        seen, place = visible(state), float(state.frame)
+        seen, place, predicted = visible(state), float(state.frame), next_level is not None
         return self.transformer(
             noisy, level, conditions, seen, place, state.memory, told, predicted=predicted
         )
@@ -464,7 +464,7 @@ class WorldModel:
         """Keep the new latent step's keys and values, at the context noise level, and read its heads."""
         noise = self._noise(state, 1, latents.shape[1:])
         level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
-        seen = self._predict(state, conditions, add_noise(latents, noise, level), level, level, False)
+        seen = self._predict(state, conditions, add_noise(latents, noise, level), level, None)
         return self._kept(state, seen), seen
 
     def _kept(self, state: State, seen: Prediction) -> State:

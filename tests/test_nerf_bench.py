@@ -8,8 +8,9 @@ import torch
 
 from probes.nerf_bench import Cost, Fit, scaling_figure, scaling_table, sooner
 from probes.poses_bench import PosesScore, summary, worst
-from probes.scenes_bench import reference_scene
-from recon3d.mesh import nearest
+from probes.scenes_bench import cut_out, reference_scene
+from recon3d.mesh import Mesh, cleaned, fuse, keep_inside, nearest
+from recon3d.nerf import DepthMaps
 
 
 def fit(name: str, course: list[tuple[float, float]]) -> Fit:
@@ -38,6 +39,16 @@ def test_a_scenes_depth_lies_on_its_mesh():
     assert distance.max().item() < 0.03
     assert (scene.owners[face] >= 0).float().mean().item() == pytest.approx(0.3, abs=0.29)
     assert torch.isfinite(scene.depth).float().mean() > 0.5
+
+
+def test_the_thing_that_is_cut_out_covers_what_the_true_thing_covers():
+    scene, focus, voxel_m = reference_scene(5, 96, views=16), torch.tensor([0.0, 0.0, 0.15]), 0.012
+    near = keep_inside(scene.cameras, scene.depth, focus, 0.9)
+    maps = DepthMaps(torch.arange(16), scene.cameras, scene.depth)
+    fused = cleaned(fuse(scene.frames, near, scene.cameras, voxel_m))
+    assert cut_out(scene, fused, maps, focus, voxel_m) > 0.9
+    empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3, dtype=torch.uint8))
+    assert cut_out(scene, empty, maps, focus, voxel_m) == 0
 
 
 def test_the_worst_of_scores_has_the_fewest_points_and_the_largest_errors():

@@ -70,6 +70,11 @@ COMMANDS: dict[str, Command] = {
         "train the world model on recorded episodes",
         "orrery train world --preset tiny --data data --tokenizer runs/tokenizer --out runs/world",
     ),
+    "train detail": Command(
+        "simulator.train_detail:train_detail",
+        "train a world model's last convolutions alone, fast, to train it further after",
+        "orrery train detail --data data --tokenizer runs/tokenizer --start-from runs/world --out runs/more",
+    ),
     "train captioner": Command(
         "simulator.train_captioner:train_captioner",
         "train the captioner on recorded episodes and a tokenizer's latents",

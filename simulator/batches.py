@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from simulator.flow import Levels, add_noise, move, towards
+from simulator.flow import Levels, add_noise, loss_weight, move, towards
 from simulator.latents import LatentEpisodes, Windows, draw
 from simulator.text import WIDTH
 from simulator.transformer import Before, Conditions, frames_before
@@ -36,13 +36,13 @@ class WorldTraining:
     sweep_clips: int = 6  # windows in a sweep batch
     sweep_frames: int = 40  # latent steps in a sweep window
     pictures: int = 256  # single frames in a picture batch
-    clip_share: float = 0.1  # of the batches
-    shots_share: float = 0.05  # of the batches
-    sweep_share: float = 0.12  # of the batches
-    picture_share: float = 0.15  # of the batches
-    other_sizes: float = 0.2  # share of the batches in picture sizes other than the most frequent
-    flow_maps: float = 0.2  # share of the batches that learn to take large steps
-    forced: float = 0.7  # share of the rollout windows with noise in all frames, each told the one before
+    clip_share: float = 0.07  # of the batches
+    shots_share: float = 0.03  # of the batches
+    sweep_share: float = 0.06  # of the batches
+    picture_share: float = 0.1  # of the batches
+    other_sizes: float = 0.12  # share of the batches in picture sizes other than the most frequent
+    flow_maps: float = 0.3  # share of the batches that learn to take large steps
+    forced: float = 0.75  # share of the rollout windows with noise in all frames, each told the one before
     own_past: float = (
         0.25  # share of the rollout batches whose past is the model's own, after half of the run
     )
@@ -92,7 +92,7 @@ TRAININGS = {
     ),
 }
 SHOTS = 3  # in a clip with cuts, at most
-PURE_NOISE = {"rollout": 0.6}  # share of a kind's unknown frames
+PURE_NOISE = {"rollout": 0.75}  # share of a kind's unknown frames
 KNOWN = 0.12  # noise level up to which a frame counts as known
 
 
@@ -131,6 +131,12 @@ class Batch(NamedTuple):
     forced: Bool[Tensor, " b"] | None
     rewards: Float[Tensor, "b n"]
     terminated: Float[Tensor, "b n"]
+
+    @property
+    def weight(self) -> Levels:
+        """Of each frame's error. From pure noise, where samplers of few steps start, a rollout is to say
+        nearly all, and a clip little."""
+        return loss_weight(self.noise_level, least=0.5 if self.causal else 0.1)
 
     def before(self, noisy: Float[Tensor, "b n c y x"], noise_level: Levels) -> Before | None:
         """What the network sees of the frame before each when the batch stands at these levels."""

@@ -61,6 +61,14 @@ class Detail(nn.Module):
             if name.startswith(("narrow", "to_tokens", "carried", "drawn")) and name.endswith("weight"):
                 nn.init.zeros_(weights)
 
+    @property
+    def drawing(self) -> list[nn.Parameter]:
+        """What `after` alone uses."""
+        mine = range(self.blocks, 2 * self.blocks)
+        blocks = (block for k in mine for block in (self.widen[k], self.narrow[k]))
+        parts = (self.told[1], *blocks, self.from_tokens, self.bank, self.mix, self.carried, self.drawn)
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def before(
         self,
         noisy: Float[Tensor, "b n c y x"],

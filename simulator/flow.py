@@ -41,10 +41,10 @@ def towards(noisy: Frames, arrived: Frames, noise_level: Levels, next_level: Lev
     return torch.where(step > 0, noisy - level * (noisy - arrived) / step.clamp_min(1e-6), noisy)
 
 
-def loss_weight(noise_level: Levels) -> Levels:
-    """Ramp weight of the loss in data space (Dreamer 4, Hafner et al. 2025, eq. 8, where tau = 1 -
-    noise_level)."""
-    return 1 - 0.9 * noise_level
+def loss_weight(noise_level: Levels, least: float = 0.1) -> Levels:
+    """Ramp weight of the loss in data space, `least` at pure noise (Dreamer 4, Hafner et al. 2025, eq. 8,
+    where tau = 1 - noise_level)."""
+    return 1 - (1 - least) * noise_level
 
 
 def schedule(steps: int, power: float = 1.0) -> list[float]:

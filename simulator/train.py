@@ -59,7 +59,7 @@ from simulator.distributed import (
     saved_micro_batches,
 )
 from simulator.estimate import check_fits, estimate
-from simulator.flow import add_noise, loss_weight
+from simulator.flow import add_noise
 from simulator.grow import grown, grows_into
 from simulator.latents import LatentEpisodes, encode_episode, load_latents
 from simulator.memory import free_bytes
@@ -121,7 +121,7 @@ def loss_of(
         rearrange((found.data - goal).square(), "b n c y x -> b n (c y x)").mean(dim=-1)
         for goal in (batch.target, batch.data)
     )
-    data_loss = (loss_weight(batch.noise_level) * error).mean()
+    data_loss = (batch.weight * error).mean()
     clean = (1 - batch.noise_level) * batch.conditions.actions_known
     reward = (clean * (found.reward - batch.rewards).square()).mean()
     ended = (

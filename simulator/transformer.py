@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simulator.attention import Sight, attend, attend_frames, axis_widths, rope, rotate
-from simulator.detail import Detail
+from simulator.detail import Detail, Grid
 from simulator.flow import Levels
 
 Tokens = Float[Tensor, "b n s d"]
@@ -116,6 +116,16 @@ class Before(NamedTuple):
 
     latents: Float[Tensor, "b n c y x"]
     noise_level: Float[Tensor, "b n"]
+
+
+class Thought(NamedTuple):
+    """All that a prediction is drawn from, after the layers."""
+
+    tokens: Float[Tensor, "b n s d"]  # of patches
+    register: Float[Tensor, "b n d"]
+    grid: Grid | None  # what the convolutions before the layers saw
+    previous: Float[Tensor, "b n c y x"]
+    condition: Float[Tensor, "b n d"]
 
 
 class Prediction(NamedTuple):
@@ -381,6 +391,29 @@ class Transformer(nn.Module):
         before each, where they are not the given ones. predicted: or else only the heads and the memory are
         wanted, and `data` is what was given.
         """
+        thought, caches = self.think(
+            latents, noise_level, conditions, visible, first_frame, past, next_level, causal, before
+        )
+        data = latents
+        if predicted:
+            data = self.roughly(thought) + self.in_detail(thought)
+        reward, terminated, log_error = self.heads_out(thought.register).float().unbind(dim=-1)
+        new_memory = Memory(caches, latents[:, -1:], noise_level[:, -1:])
+        return Prediction(data.float(), reward, terminated, log_error, new_memory)
+
+    def think(
+        self,
+        latents: Float[Tensor, "b n c y x"],
+        noise_level: Levels,
+        conditions: Conditions,
+        visible: Bool[Tensor, "b n m"] | None = None,
+        first_frame: Float[Tensor, ""] | float = 0.0,
+        past: Memory | None = None,
+        next_level: Levels | None = None,
+        causal: bool = False,
+        before: Before | None = None,
+    ) -> tuple[Thought, list[KeysValues]]:
+        """The layers of `forward`: what its prediction is drawn from, and what they remember."""
         height, width = (size // self.config.patch for size in latents.shape[-2:])
         action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
         previous, previous_level = before or frames_before(latents, noise_level, past)
@@ -406,20 +439,19 @@ class Transformer(nn.Module):
                 caches.append(new)
                 depth += 1
         x = F.rms_norm(x, (x.shape[-1],))
-        data = latents
-        if predicted:
-            data = rearrange(
-                self.patch_out(x[:, :, EXTRA_TOKENS:]),
-                "b n (y x) (c p q) -> b n c (y p) (x q)",
-                y=height,
-                p=self.config.patch,
-                q=self.config.patch,
-            )
-        if predicted and self.detail is not None and grid is not None:
-            data = data + self.detail.after(grid, x[:, :, EXTRA_TOKENS:], previous, condition)
-        reward, terminated, log_error = self.heads_out(x[:, :, REGISTER_TOKEN]).float().unbind(dim=-1)
-        new_memory = Memory(caches, latents[:, -1:], noise_level[:, -1:])
-        return Prediction(data.float(), reward, terminated, log_error, new_memory)
+        return Thought(x[:, :, EXTRA_TOKENS:], x[:, :, REGISTER_TOKEN], grid, previous, condition), caches
+
+    def roughly(self, thought: Thought) -> Float[Tensor, "b n c y x"]:
+        """The prediction as the tokens alone tell it."""
+        p, y = self.config.patch, thought.previous.shape[-2]
+        pattern = "b n (y x) (c p q) -> b n c (y p) (x q)"
+        return rearrange(self.patch_out(thought.tokens), pattern, y=y // p, p=p, q=p)
+
+    def in_detail(self, thought: Thought) -> Float[Tensor, "b n c y x"] | float:
+        """What the convolutions add to it."""
+        if self.detail is None or thought.grid is None:
+            return 0.0
+        return self.detail.after(thought.grid, thought.tokens, thought.previous, thought.condition)
 
 
 def _masked(actions: Float[Tensor, "b n a"], known: Bool[Tensor, "b n"]) -> Float[Tensor, "b n a1"]:

@@ -28,7 +28,8 @@ from simulator.flow import add_noise
 from simulator.generate import generate
 from simulator.latents import load_latents
 from simulator.metrics import psnr
-from simulator.train import train
+from simulator.train import loss_of, train
+from simulator.train_detail import error_of, pooled, train_detail
 from simulator.train_tokenizer import load_tokenizer, train_tokenizer
 from simulator.transformer import PRESETS, frames_before
 from simulator.video import read_image, read_video
@@ -152,6 +153,23 @@ def test_training_can_go_on_from_a_models_weights_and_only_where_they_mean_the_s
     assert not (trained / "no").exists()
 
 
+def test_the_last_convolutions_learn_alone_from_what_the_frozen_layers_say(trained: Path):
+    run = {"data": trained / "data", "tokenizer": trained / "tokenizer", "preset": "tiny", "track": False}
+    same = {**run, "start_from": trained / "world", "out": trained / "detail", "pool": 1024}
+    train_detail(**same, steps=10)
+    train_detail(**same, steps=42, resume=True)
+    first, now = (load_file(trained / name / "world_model.safetensors") for name in ("world", "detail"))
+    changed = {name for name in first if not torch.equal(first[name], now[name])}
+    assert {"detail.bank.weight", "detail.drawn.weight", "detail.from_tokens.weight"} <= changed
+    assert all(name.startswith("detail.") for name in changed) and "detail.look.weight" not in changed
+    assert not any(name.startswith(("detail.widen.0", "detail.to_tokens")) for name in changed)
+    lines = [json.loads(x) for x in (trained / "detail" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 42]
+    assert lines[1]["detail"] < 0.9 * lines[0]["detail"]
+    with pytest.raises(ValueError, match="at least a step's 512 frames, got 100"):
+        train_detail(**{**same, "pool": 100})
+
+
 def test_training_can_go_on_in_a_wider_network(trained: Path, monkeypatch: pytest.MonkeyPatch):
     wide = replace(PRESETS["tiny"], width=128, heads=4, kv_heads=2)
     monkeypatch.setitem(PRESETS, "tiny", wide)
@@ -194,6 +212,17 @@ def test_windows_carry_the_action_that_led_to_each_frame(trained: Path):
 def tiny_batch(trained: Path, kind: str) -> Batch:
     (data,) = load_latents(trained / "data", load_tokenizer(trained / "tokenizer"), "test", 8)
     return make_batch(data, TRAININGS["tiny"], kind, 8, text_room(data), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", ["rollout", "clip"])
+def test_a_pool_of_frames_has_the_error_of_the_whole_network(trained: Path, model: WorldModel, kind: str):
+    batch = tiny_batch(trained, kind)
+    with torch.no_grad():
+        pool = pooled(model.transformer, batch)
+        _, whole, _ = loss_of(model.transformer, batch)
+        assert error_of(model.transformer, pool.rows(torch.arange(len(pool.grid)))).item() == pytest.approx(
+            whole.item(), rel=0.01
+        )
 
 
 def test_one_large_step_of_a_perfect_model_is_the_flow_itself(trained: Path):

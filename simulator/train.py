@@ -416,8 +416,12 @@ def fit(
                 batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale).to(
                     where
                 )
+                if lesson:
+                    # autocast keeps its copies of weights until it ends: with those of this call, gradients
+                    # of split blocks would come after they are summed up, and count in the next step
+                    with fast_precision(where):
+                        batch = lesson(batch, partial(look, model, batch), rng)
                 with fast_precision(where):
-                    batch = lesson(batch, partial(look, model, batch), rng) if lesson else batch
                     loss, part, _ = core(model, batch)
                 (loss / len(mine)).backward()
                 data_loss += part / len(mine)

@@ -176,10 +176,9 @@ def fit(
                 take_step(learner, training.ema_decay)
                 now = float(error.detach())
                 mean = now if math.isnan(mean) else 0.98 * mean + 0.02 * now
-                bar.n = int(1000 * clock.progress)
-                bar.set_postfix_str(
-                    f"step {clock.step} {mean:.4f} left {clock.left_s / 60:.0f} min", refresh=False
-                )
+                if clock.step % 10 == 0:
+                    bar.n = int(1000 * clock.progress)
+                    bar.set_postfix_str(f"step {clock.step} {mean:.4f} left {clock.left_s / 60:.0f} min")
                 if clock.progress >= 1:
                     break
             if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1:

@@ -207,7 +207,7 @@ def from_transforms(transforms: dict[str, Any]) -> tuple[Cameras, list[str]]:
     matrices, sizes = [], set()
     for frame in frames:
         values = {**{k: v for k, v in transforms.items() if k != "frames"}, **frame}
-        bent = [k for k in ("k1", "k2", "k3", "k4", "p1", "p2") if abs(values.get(k, 0.0)) > 1e-6]
+        bent = [k for k in ("k1", "k2", "k3", "k4", "p1", "p2") if abs(values.get(k) or 0.0) > 1e-6]
         if bent or values.get("camera_model", "OPENCV") not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
             found = bent or values["camera_model"]
             raise ValueError(f"transforms.json must describe pinhole cameras, got {found}; undistort first")

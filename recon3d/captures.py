@@ -2,12 +2,14 @@
 
 Where no cameras are given they are estimated (`recon3d.poses`); pictures are then brought to the size that
 the reconstruction works at. Blender's `transforms_train.json` (NeRF's synthetic data) is read too; what is
-transparent becomes white, as is usual for it.
+transparent becomes white, as is usual for it. Pictures of a lens that bends straight lines are straightened
+(`recon3d.lens`).
 """
 
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras, from_transforms
+from recon3d.lens import COEFFICIENTS, lens_of, straightened
 from recon3d.poses import FEATURE_SIDES, misfit_px, register
 from recon3d.similarity import NothingReconstructed
 
@@ -86,7 +89,7 @@ def read_capture(source: Path, reading: Reading = READING, progress: bool = Fals
     if listing is not None:
         if reading.focal_px is not None or reading.distance_m is not None:
             raise ValueError(f"{listing} has cameras; leave out --focal-px and --distance-m")
-        capture = _shrunk(_read_posed(listing), reading.longest_side)
+        capture = _shrunk(_read_posed(listing, _first_side(reading)), reading.longest_side)
         _check_cameras(capture, listing)
         return capture
     if source.is_dir():
@@ -152,6 +155,11 @@ def _posed(
         cameras = replace(cameras, c2w=c2w)
     kept = torch.from_numpy(frames)[found.registered]
     return Capture(kept, cameras, metric=reading.distance_m is not None)
+
+
+def _first_side(reading: Reading) -> int:
+    """The longer side at which pictures are first kept: features are sought in them."""
+    return max(reading.longest_side, FEATURE_SIDES[1])
 
 
 def _shrunk(capture: Capture, longest_side: int) -> Capture:
@@ -244,18 +252,20 @@ def _read_picture(path: Path) -> tuple[Image.Image, float | None]:
         raise ValueError(f"{path} is not a picture that can be read ({error}); replace it") from error
 
 
-def _read_posed(listing: Path) -> Capture:
+def _read_posed(listing: Path, longest_side: int) -> Capture:
     """Pictures and cameras that a listing names; those that do not exist are named and left out."""
     try:
         transforms = json.loads(listing.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{listing} is not valid JSON ({error}); export it again") from error
-    folder, pictures, missing = listing.parent, {}, []
+    folder, pictures, missing, sizes = listing.parent, {}, [], set()
     for k, frame in enumerate(transforms.get("frames") or []):
         name = str(frame.get("file_path", ""))
         path = folder / (name if Path(name).suffix else f"{name}.png")
         if path.is_file():
-            pictures[k] = _read_picture(path)[0]
+            picture = _read_picture(path)[0]
+            sizes.add(picture.size)
+            pictures[k] = _brought_down(picture, longest_side)
         else:
             missing.append(name)
     count = len(pictures) + len(missing)
@@ -264,22 +274,49 @@ def _read_posed(listing: Path) -> Capture:
             f"{listing} lists {count} pictures, of which {len(pictures)} exist; {FEWEST_VIEWS} and half of "
             f"them are needed (missing: {', '.join(missing[:3]) or 'none'})"
         )
-    sizes = {picture.size for picture in pictures.values()}
     if len(sizes) != 1:
         raise ValueError(f"pictures of {folder} must have one size, got {sorted(sizes)}; resize them")
-    (width, height) = sizes.pop()
-    cameras, _ = from_transforms({"w": width, "h": height, **transforms})
     if missing:
         print(f"going on without {len(missing)} missing pictures: {', '.join(missing)}", file=sys.stderr)
-    frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures.values()]))
-    cameras = cameras[list(pictures)]
-    if (height, width) != (cameras.height, cameras.width):
-        cameras = cameras.resized(height, width)
-    found = [transforms["frames"][k] for k in pictures]
-    return Capture(frames, cameras, metric=True, masks=_read_masks(listing, found, height, width))
+    (whole_width, whole_height), (width, height) = sizes.pop(), next(iter(pictures.values())).size
+    common = {key: value for key, value in transforms.items() if key != "frames"}
+    described = [{"w": whole_width, "h": whole_height, **common, **transforms["frames"][k]} for k in pictures]
+    cameras = _pinholes(described).resized(height, width)
+    masks = _read_masks(listing, described, height, width)
+    return _straight(listing, described, [*pictures.values()], cameras, masks)
 
 
-def _read_masks(listing: Path, found: list[dict], height: int, width: int) -> Bool[Tensor, "n h w"] | None:
+def _pinholes(described: Sequence[dict]) -> Cameras:
+    """The cameras of frames as if they had no lens."""
+    lens = (*COEFFICIENTS, "camera_model")
+    frames = [{key: value for key, value in frame.items() if key not in lens} for frame in described]
+    return from_transforms({"frames": frames})[0]
+
+
+def _straight(
+    listing: Path,
+    described: Sequence[dict],
+    pictures: list[Image.Image],
+    cameras: Cameras,
+    masks: list[Image.Image] | None,
+) -> Capture:
+    """The capture of frames that a listing describes, straightened where it names a lens."""
+    height, width = cameras.height, cameras.width
+    lenses = [lens_of(frame, K, height, width) for frame, K in zip(described, cameras.K, strict=True)]
+    lens = lenses[0]
+    if any(str(other) != str(lens) for other in lenses):
+        raise ValueError(f"frames of {listing} must share one lens (k1, ... and fl_x); undistort them first")
+    if lens is not None:
+        pictures, K = straightened(pictures, lens)
+        masks = None if masks is None else straightened(masks, lens)[0]
+        width, height = pictures[0].size
+        cameras = Cameras(K.expand(len(pictures), 3, 3), cameras.c2w, height, width)
+    frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    white = None if masks is None else torch.from_numpy(np.stack([np.asarray(m) > 127 for m in masks]))
+    return Capture(frames, cameras, metric=True, masks=white)
+
+
+def _read_masks(listing: Path, found: Sequence[dict], height: int, width: int) -> list[Image.Image] | None:
     """The masks, white on the thing, that a listing names for pictures, at their size; None where it names
     none."""
     paths = [listing.parent / frame["mask_path"] for frame in found if frame.get("mask_path")]
@@ -295,5 +332,5 @@ def _read_masks(listing: Path, found: list[dict], height: int, width: int) -> Bo
                 grey = file.convert("L").resize((width, height), Image.Resampling.NEAREST)
         except OSError as error:
             raise ValueError(f"{path} is not a mask that can be read ({error}); replace it") from error
-        masks.append(torch.from_numpy(np.asarray(grey) > 127))
-    return torch.stack(masks)
+        masks.append(grey)
+    return masks

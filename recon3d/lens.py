@@ -1,0 +1,64 @@
+"""Lenses that bend straight lines: their pictures as a pinhole would have taken them, by COLMAP's models.
+
+Pictures keep their focal length and become larger or smaller until all of their pixels are seen: what the
+lens saw beyond is cut off.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycolmap
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
+FISHEYE, STRAIGHT = "OPENCV_FISHEYE", 1e-6
+PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
+
+
+def lens_of(
+    values: Mapping[str, Any], K: Float[Tensor, "3 3"], height: int, width: int
+) -> pycolmap.Camera | None:
+    """The lens that a frame of nerfstudio's `transforms.json` names; None for a pinhole.
+
+    Args:
+        values: of the frame, with those that stand once for all.
+        K: in pixels of a picture of so many rows and columns.
+
+    Raises:
+        ValueError: its camera model is none of OpenCV's, or k4 is given for a perspective lens.
+    """
+    model = values.get("camera_model", "OPENCV")
+    if model not in (*PERSPECTIVE, FISHEYE):
+        known = ", ".join((*PERSPECTIVE, FISHEYE))
+        raise ValueError(f"camera_model must be one of {known}, got {model!r}; undistort the pictures first")
+    k1, k2, k3, k4, p1, p2 = (float(values.get(name) or 0.0) for name in COEFFICIENTS)
+    pinhole = [*K.diagonal()[:2].tolist(), *K[:2, 2].tolist()]
+    if model == FISHEYE:
+        return _camera(FISHEYE, [*pinhole, k1, k2, k3, k4], height, width)
+    if abs(k4) > STRAIGHT:
+        raise ValueError(f"k4 is for {FISHEYE} alone, got {k4} with {model}; undistort the pictures first")
+    if max(abs(k) for k in (k1, k2, k3, p1, p2)) <= STRAIGHT:
+        return None
+    return _camera("FULL_OPENCV", [*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0], height, width)
+
+
+def _camera(model: str, parameters: list[float], height: int, width: int) -> pycolmap.Camera:
+    return pycolmap.Camera(model=model, width=width, height=height, params=parameters, camera_id=1)
+
+
+def straightened(
+    pictures: Sequence[Image.Image], lens: pycolmap.Camera
+) -> tuple[list[Image.Image], Float[Tensor, "3 3"]]:
+    """Pictures of a lens as a pinhole sees them, and its matrix in their pixels."""
+    options = pycolmap.UndistortCameraOptions()
+    made = []
+    for picture in pictures:
+        bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(np.asarray(picture)))
+        straight, _ = pycolmap.undistort_image(options, bitmap, lens)
+        made.append(Image.fromarray(straight.to_array()))
+    K = pycolmap.undistort_camera(options, lens).calibration_matrix()
+    return made, torch.from_numpy(K).float()

@@ -47,7 +47,7 @@ def asset(
         form: the whole scene or the thing alone, how finely, in colours or a texture.
         refine_exposure: also fit a gain per picture, where brightness wobbles.
         refine_poses: also correct each picture's camera, where cameras are not quite right.
-        reading: size of the pictures, frames of a video, what is known of its camera.
+        reading: size of the pictures, frames of a video, what is known of its camera, masks.
         view: then show it in the browser, with the cameras, their frames and the radiance field.
         port: of this machine, to show it on.
 
@@ -78,6 +78,7 @@ def asset(
         form,
         capture.masks,
         port_shown,
+        ignored=capture.ignored,
         unit=unit,
         **refined,
     )
@@ -94,12 +95,14 @@ def write_asset(
     masks: Bool[Tensor, "n h w"] | None = None,
     port_shown: int | None = None,
     *,
+    ignored: Bool[Tensor, "n h w"] | None = None,
     unit: str = "metres",
     exposure: bool = False,
     poses: bool = False,
 ) -> int:
     """Reconstructs posed frames, prints held-out scores and writes the mesh; 3 where there is nothing.
 
+    ignored: what of the frames is not of the scene.
     port_shown: where it is shown in the browser until Ctrl-C, if anywhere.
     """
     try:
@@ -111,6 +114,7 @@ def write_asset(
             held_out_every=held_out_every,
             exposure=exposure,
             poses=poses,
+            ignored=ignored,
             progress=True,
         )
     except nerf.NothingReconstructed as reason:

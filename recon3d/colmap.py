@@ -65,11 +65,11 @@ def write_pictures(
 
 
 def find_features(folder: Path, focal_px: float, known: bool, progress: bool = False) -> None:
-    """SIFT features of all pictures (Lowe 2004), seen by one shared pinhole camera."""
+    """SIFT features of all pictures (Lowe 2004), seen by one shared camera, whose lens is straight so far."""
     names = sorted(path.name for path in folder.glob("*.png"))
     with Image.open(folder / names[0]) as picture:
         width, height = picture.size
-    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", focal_px, width, height)
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", focal_px, width, height)
     reading = pycolmap.ImageReaderOptions()
     reading.camera_model, reading.camera_params = camera.model_name, camera.params_to_string()
     if (folder / "masks").is_dir():
@@ -118,7 +118,7 @@ def match(folder: Path, pairs: Sequence[tuple[int, int]], seed: int, progress: b
 
 
 def map_scene(
-    folder: Path, free_focal: bool, seed: int, progress: bool = False
+    folder: Path, free_focal: bool, free_lens: bool, seed: int, progress: bool = False
 ) -> pycolmap.Reconstruction | None:
     """Cameras and points from verified matches: the model with most pictures; None where there is none.
 
@@ -133,6 +133,7 @@ def map_scene(
     options.mapper.abs_pose_min_num_inliers = LEAST_INLIERS
     options.init_num_trials = 30  # a scene's first pair is among the first; the rest is hopeless and slow
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = free_focal
+    options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = free_lens
     pycolmap.set_random_seed(seed)
     (folder / "models").mkdir(exist_ok=True)
     with tqdm(desc="cameras", disable=not progress) as bar:

@@ -4,6 +4,7 @@ Pictures keep their focal length and become larger or smaller until all of their
 lens saw beyond is cut off.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
+LEAST_BEND = 1e-3  # of the longer side, in a corner
 FISHEYE, STRAIGHT = "OPENCV_FISHEYE", 1e-6
 PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 
@@ -44,6 +46,14 @@ def lens_of(
     if max(abs(k) for k in (k1, k2, k3, p1, p2)) <= STRAIGHT:
         return None
     return _camera("FULL_OPENCV", [*pinhole, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0], height, width)
+
+
+def simple_lens(focal_px: float, k: float, height: int, width: int) -> pycolmap.Camera | None:
+    """A lens of one radial coefficient about the picture's centre; None where it hardly bends anything."""
+    corner = math.hypot(height, width) / 2 / focal_px
+    if abs(k) * corner**3 * focal_px < LEAST_BEND * max(height, width):
+        return None
+    return _camera("SIMPLE_RADIAL", [focal_px, width / 2, height / 2, k], height, width)
 
 
 def _camera(model: str, parameters: list[float], height: int, width: int) -> pycolmap.Camera:

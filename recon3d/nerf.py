@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras
@@ -245,6 +246,7 @@ class Reconstruction:
         similarity: world to that box.
         cameras: the cameras of the training views, corrected where that was asked for.
         frames: the training views.
+        ignored: what of them is not of the scene; None: nothing.
         held_out: agreement on the views that were held out.
         steps: training steps done.
         seconds: wall time of training.
@@ -257,6 +259,7 @@ class Reconstruction:
     held_out: HeldOut
     steps: int
     seconds: float
+    ignored: Bool[Tensor, "n h w"] | None = None
 
     def render(self, cameras: Cameras) -> View:
         """Colour, depth, normals and opacity as any cameras see them."""
@@ -288,7 +291,11 @@ class Reconstruction:
         depth = torch.where(solid, depth, torch.zeros_like(depth))
         inside = (cameras.unproject(depth) - focus).norm(dim=-1) < self.radius_m
         known = agreed_by_most(cameras, depth, solid & inside, unit)
-        return DepthMaps(chosen, cameras, torch.where(solid, known, torch.inf))
+        depth = torch.where(solid, known, torch.inf)
+        if self.ignored is not None:
+            shown = self.ignored[chosen].float()
+            depth = depth.masked_fill(adaptive_max_pool2d(shown, depth.shape[1:]) > 0, 0.0)
+        return DepthMaps(chosen, cameras, depth)
 
     def voxel_m(self, cameras: Cameras) -> float:
         """What fusion of such cameras' depth resolves: a pixel's footprint at the focus, over 1.5."""
@@ -320,6 +327,7 @@ def reconstruct(
     held_out_every: int = 5,
     exposure: bool = False,
     poses: bool = False,
+    ignored: Bool[Tensor, "_ _ _"] | None = None,
     progress: bool = False,
 ) -> Reconstruction:
     """Trains `orrery-nerf` on posed frames, without every k-th view, and scores it on those.
@@ -331,9 +339,10 @@ def reconstruct(
         held_out_every: k; views k - 1, 2k - 1, ... are held out.
         exposure: also fit a gain per training frame and colour channel, for sweeps whose brightness wobbles.
         poses: also correct the pose of each training frame, for sweeps whose cameras are not quite right.
+        ignored: what moves or is not of the scene: it is neither learned nor scored, and no surface.
 
     Raises:
-        ValueError: frames and cameras do not match, or there are too few views to hold any out.
+        ValueError: frames and cameras do not match, too few views to hold any out, or a view all ignored.
         NothingReconstructed: no parallax, or held-out views come out hardly better than a mean image.
     """
     chosen = preset_for(preset, cameras)
@@ -346,6 +355,7 @@ def reconstruct(
         seed,
         held_out_every,
         progress,
+        ignored=ignored,
     )
     found, floor = result.held_out.psnr.mean().item(), result.held_out.mean_image_psnr.mean().item()
     if not found > floor + LEAST_GAIN_DB:
@@ -367,27 +377,45 @@ def train_and_score(
     progress: bool = False,
     seconds: float | None = None,
     watch: Watch | None = None,
+    ignored: Bool[Tensor, "_ _ _"] | None = None,
 ) -> Reconstruction:
     """Any nerfstudio method under the protocol of `reconstruct`; `seconds` bounds slow peers."""
     held_out = held_out_views(frames, cameras, held_out_every)
     frames = frames.to(cameras.K.device)
+    ignored = None if ignored is None else _checked_ignored(ignored, frames).to(cameras.K.device)
+    left, unseen = (None if ignored is None else ignored[which] for which in (~held_out, held_out))
+    kept = None if unseen is None else ~unseen
     known = cameras[~held_out]
     similarity = focus_similarity(known)
     start = time.perf_counter()
-    rays = training_rays(frames[~held_out], known, similarity)
+    rays = training_rays(frames[~held_out], known, similarity, left)
     model, done = fit(config, rays, steps, rays_per_step, seed, seconds, progress, watch)
     elapsed = time.perf_counter() - start
     wanted, truth = cameras[held_out], frames[held_out]
     refined = model.pose_adjustment if isinstance(model, OrreryNerfModel) else None
     if refined is not None:
         similarity, known = reanchored(similarity, known, refined)
-    scores = score_held_out(render(model, similarity, wanted).rgb, frames, cameras, held_out)
+    scores = score_held_out(render(model, similarity, wanted).rgb, frames, cameras, held_out, ignored)
     if isinstance(model, OrreryNerfModel) and refined is not None:
-        wanted = fitted_poses(model.field, similarity, wanted, truth, torch.Generator().manual_seed(seed))
-        scores = replace(scores, fitted_psnr=psnr(render(model, similarity, wanted).rgb, truth))
+        draws = torch.Generator().manual_seed(seed)
+        wanted = fitted_poses(model.field, similarity, wanted, truth, draws, unseen)
+        scores = replace(scores, fitted_psnr=psnr(render(model, similarity, wanted).rgb, truth, kept))
     if isinstance(model, OrreryNerfModel) and model.exposure is not None:
-        scores = replace(scores, fitted_psnr=psnr_after_gain(render(model, similarity, wanted).rgb, truth))
-    return Reconstruction(model, similarity, known, frames[~held_out], scores, done, elapsed)
+        shown = render(model, similarity, wanted).rgb
+        scores = replace(scores, fitted_psnr=psnr_after_gain(shown, truth, kept))
+    return Reconstruction(model, similarity, known, frames[~held_out], scores, done, elapsed, left)
+
+
+def _checked_ignored(
+    ignored: Bool[Tensor, "_ _ _"], frames: UInt8[Tensor, "n h w 3"]
+) -> Bool[Tensor, "n h w"]:
+    if ignored.shape != frames.shape[:3]:
+        raise ValueError(
+            f"what is ignored must be {tuple(frames.shape[:3])}, as the frames, got {tuple(ignored.shape)}"
+        )
+    if whole := ignored.flatten(1).all(1).nonzero()[:, 0].tolist():
+        raise ValueError(f"nothing is left of views {whole} (counted from 0) but what is ignored; drop them")
+    return ignored
 
 
 def held_out_views(frames: UInt8[Tensor, "n h w 3"], cameras: Cameras, every: int) -> Bool[Tensor, " n"]:

@@ -1,9 +1,10 @@
 """Cameras of an unposed video or of photos: structure from motion, and whether to believe it.
 
 Incremental mapping on SIFT features by COLMAP (Schoenberger and Frahm, "Structure-from-Motion Revisited",
-CVPR 2016) with one pinhole camera for all frames. That frames register proves little: clips without parallax,
-or of more than one scene, do so too. So a registration is judged by what it rests on (points that several
-frames see from different directions) and by how much of what was matched it explains.
+CVPR 2016) with one camera for all frames: a pinhole, or one behind a lens of one radial coefficient. That
+frames register proves little: clips without parallax, or of more than one scene, do so too. So a registration
+is judged by what it rests on (points that several frames see from different directions) and by how much of
+what was matched it explains.
 
 COLMAP's cameras are OpenCV, world to camera, pixel centres at .5. Its world has no scale and no up: here the
 point that the cameras look at goes to the origin, their mean distance from it to 1, and up to +Z.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from recon3d import colmap
 from recon3d.cameras import Cameras, rigid_inverse
+from recon3d.lens import simple_lens
 from recon3d.similarity import NothingReconstructed, focus_similarity
 
 FEWEST_FRAMES = 3
@@ -59,6 +61,8 @@ class Registration:
         registered: which frames registered, also where the registration is refused.
         points: scene points that at least 3 frames see, under at least 2 degrees.
         observations: how often these points are seen, in all.
+        lens: one that bends straight lines, where it was asked for and found: then the cameras are of frames
+            that `recon3d.lens` straightened, but for their size and principal point.
         reprojection_px: mean distance between where these points are seen and where they are predicted, in
             pixels of the frames; NaN without points.
         explained: observations of these points over matched features, in registered frames; about 1 for a
@@ -75,6 +79,7 @@ class Registration:
     explained: float
     verdict: Verdict
     reason: str
+    lens: pycolmap.Camera | None = None
 
     @property
     def focal_px(self) -> float:
@@ -119,6 +124,7 @@ def register(
     guess_px: float | None = None,
     masks: Bool[np.ndarray, "n h w"] | None = None,
     ordered: bool = True,
+    bent: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> Registration:
@@ -131,6 +137,7 @@ def register(
         guess_px: about that, as a photo's file names it: where the estimate sets out; few frames keep it.
         masks: where something moves or is not part of the scene; no feature is taken from there.
         ordered: the frames are a video; photos (False) are all matched with one another.
+        bent: the lens may bend straight lines; how much is estimated from 25 frames on.
         seed: of the random sampling in verification and mapping.
 
     Raises:
@@ -162,7 +169,7 @@ def register(
         found = []
         for start, free in _starts(focal_px, guess_px, side, count):
             colmap.set_focal(folder, start * scale, focal_px is not None)
-            model = colmap.map_scene(folder, free, seed, progress)
+            model = colmap.map_scene(folder, free, bent and count >= FEW_FRAMES, seed, progress)
             found.append(_registration(model, matched, count, height, width))
     if focal_px is not None and len(found) > 1:
         given, freed = found
@@ -248,10 +255,12 @@ def _registration(
     K = torch.eye(3)
     K[0, 0] = K[1, 1] = torch.nan
     K[0, 2], K[1, 2] = width / 2, height / 2
-    points, observations, errors, candidates = [], 0, [], 0
+    points, observations, errors, candidates, lens = [], 0, [], 0, None
     if model is not None:
-        scale = max(height, width) / max(model.cameras[1].height, model.cameras[1].width)
-        K[0, 0] = K[1, 1] = model.cameras[1].focal_length * scale
+        camera = model.cameras[1]
+        scale = max(height, width) / max(camera.height, camera.width)
+        K[0, 0] = K[1, 1] = camera.focal_length * scale
+        lens = simple_lens(camera.focal_length * scale, camera.params[3], height, width)
         seen_from = {}
         for image in model.images.values():
             if image.has_pose:
@@ -276,6 +285,7 @@ def _registration(
         explained=observations / candidates if candidates else 0.0,
         verdict="registered",
         reason="",
+        lens=lens,
     )
 
 

@@ -9,7 +9,7 @@ scores flatter a scene that bends, so they stand beside the plain ones, never in
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from recon3d.cameras import Cameras
@@ -61,6 +61,7 @@ def fitted_poses(
     cameras: Cameras,
     frames: UInt8[Tensor, "n h w 3"],
     generator: torch.Generator,
+    ignored: Bool[Tensor, "n h w"] | None = None,
     steps: int = 100,
     rays_per_step: int = 2048,
     rate: float = 3e-3,
@@ -70,7 +71,7 @@ def fitted_poses(
     Args:
         rate: learning rate of Adam, in radians and in the scene's unit (the mean camera distance).
     """
-    rays = training_rays(frames, cameras, similarity)
+    rays = training_rays(frames, cameras, similarity, ignored)
     adjustment = torch.zeros(len(cameras), 6, device=rays.origins.device, requires_grad=True)
     optimizer = torch.optim.Adam([adjustment], lr=rate)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.03 ** (1 / steps))
@@ -95,7 +96,9 @@ def fitted_poses(
 
 
 def psnr_after_gain(
-    rendered: UInt8[Tensor, "n h w 3"], truth: UInt8[Tensor, "n h w 3"]
+    rendered: UInt8[Tensor, "n h w 3"],
+    truth: UInt8[Tensor, "n h w 3"],
+    kept: Bool[Tensor, "n h w"] | None = None,
 ) -> Float[Tensor, " n"]:
     """PSNR (dB) where each half of a picture is scored under the gain per channel that suits the other half.
 
@@ -103,11 +106,14 @@ def psnr_after_gain(
     fitted to itself.
     """
     made, real = rendered.float(), truth.float()
+    counted = torch.ones_like(made) if kept is None else kept[..., None].expand_as(made).float()
     middle = rendered.shape[2] // 2
     halves = (slice(None, middle), slice(middle, None))
     best = made.clone()
     for here, there in (halves, halves[::-1]):
         known, wanted = made[:, :, there], real[:, :, there]
-        gain = (known * wanted).sum((1, 2)) / known.square().sum((1, 2)).clamp(min=1e-6)
+        weight = counted[:, :, there]
+        energy = (weight * known.square()).sum((1, 2)).clamp(min=1e-6)
+        gain = (weight * known * wanted).sum((1, 2)) / energy
         best[:, :, here] = made[:, :, here] * gain[:, None, None]
-    return psnr(best.round().clamp(0, 255).to(torch.uint8), truth)
+    return psnr(best.round().clamp(0, 255).to(torch.uint8), truth, kept)

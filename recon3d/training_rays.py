@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from recon3d.cameras import Cameras
@@ -19,6 +19,7 @@ class TrainingRays:
         colours: in [0, 1].
         frame: which frame a ray belongs to.
         frames, height, width: how many there are of each.
+        kept: which rays may be drawn; None: all.
     """
 
     origins: Float[Tensor, "r 3"]
@@ -28,10 +29,13 @@ class TrainingRays:
     frames: int
     height: int
     width: int
+    kept: Bool[Tensor, " r"] | None = None
 
     def draw(self, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
         """Indices of single rays, evenly at random."""
-        return torch.randint(len(self.origins), (count,), generator=generator)
+        if self.kept is None:
+            return torch.randint(len(self.origins), (count,), generator=generator)
+        return _drawn(self.kept.nonzero()[:, 0].cpu(), count, generator)
 
     def draw_triplets(self, count: int, generator: torch.Generator) -> Int[Tensor, " rays"]:
         """Indices of `count // 3` triplets: pixels on a line at equal steps of 1 to 8, across or down."""
@@ -45,11 +49,26 @@ class TrainingRays:
         column = torch.randint(columns, self.width - columns, (triplets,), generator=generator)
         middle = (frame * self.height + row) * self.width + column
         offset = rows * self.width + columns
-        return torch.stack([middle - offset, middle, middle + offset], dim=1).flatten()
+        triplet = torch.stack([middle - offset, middle, middle + offset], dim=1)
+        if self.kept is not None:
+            whole = self.kept.cpu()[triplet].all(dim=1).nonzero()[:, 0]
+            if not len(whole):
+                return self.draw(triplets, generator).repeat_interleave(3)
+            triplet = triplet[_drawn(whole, triplets, generator)]
+        return triplet.flatten()
 
 
-def training_rays(frames: UInt8[Tensor, "n h w 3"], cameras: Cameras, similarity: Similarity) -> TrainingRays:
-    """All pixels of all frames as rays in the box of a similarity."""
+def _drawn(among: Int[Tensor, " m"], count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+    return among[torch.randint(len(among), (count,), generator=generator)]
+
+
+def training_rays(
+    frames: UInt8[Tensor, "n h w 3"],
+    cameras: Cameras,
+    similarity: Similarity,
+    ignored: Bool[Tensor, "n h w"] | None = None,
+) -> TrainingRays:
+    """All pixels of all frames as rays in the box of a similarity; those that are ignored are never drawn."""
     origins, directions = similarity.rays(cameras)
     index = torch.arange(len(cameras), device=origins.device)[:, None, None].expand(origins.shape[:3])
     colours = frames.to(origins) / 255
@@ -61,4 +80,5 @@ def training_rays(frames: UInt8[Tensor, "n h w 3"], cameras: Cameras, similarity
         len(cameras),
         cameras.height,
         cameras.width,
+        None if ignored is None else ~ignored.flatten().to(origins.device),
     )

@@ -59,17 +59,19 @@ def score_held_out(
     frames: UInt8[Tensor, "n h w 3"],
     cameras: Cameras,
     held_out: Bool[Tensor, " n"],
+    ignored: Bool[Tensor, "n h w"] | None = None,
 ) -> HeldOut:
-    """Scores the renderings of the held-out views of a sweep against its frames."""
+    """Scores the renderings of the held-out views of a sweep against its frames, but for what is ignored."""
     truth, known = frames[held_out], frames[~held_out]
     nearest = nearest_views(cameras[held_out], cameras[~held_out])
     mean_image = known.float().mean(0).round().to(torch.uint8).expand_as(truth)
+    kept = None if ignored is None else ~ignored[held_out]
     return HeldOut(
         views=held_out.nonzero()[:, 0],
-        psnr=psnr(rendered, truth),
-        ssim=ssim(rendered, truth),
-        copy_psnr=psnr(known[nearest], truth),
-        mean_image_psnr=psnr(mean_image, truth),
+        psnr=psnr(rendered, truth, kept),
+        ssim=ssim(rendered, truth, kept),
+        copy_psnr=psnr(known[nearest], truth, kept),
+        mean_image_psnr=psnr(mean_image, truth, kept),
     )
 
 
@@ -81,14 +83,26 @@ def nearest_views(cameras: Cameras, among: Cameras) -> Int[Tensor, " n"]:
     return (distance / scale - 1e-2 * agreement).argmin(-1)
 
 
-def psnr(images: UInt8[Tensor, "n h w 3"], truth: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, " n"]:
-    """Peak signal-to-noise ratio on [0, 1] RGB, dB; infinite where images are equal."""
-    error = (images.float() - truth.float()) / 255
-    return -10 * torch.log10(error.square().mean((1, 2, 3)))
+def psnr(
+    images: UInt8[Tensor, "n h w 3"],
+    truth: UInt8[Tensor, "n h w 3"],
+    kept: Bool[Tensor, "n h w"] | None = None,
+) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio on [0, 1] RGB, dB, of the pixels that are kept (all); infinite where they
+    are equal, NaN where there are none."""
+    error = ((images.float() - truth.float()) / 255).square()
+    if kept is None:
+        return -10 * torch.log10(error.mean((1, 2, 3)))
+    return -10 * torch.log10((error.mean(-1) * kept).sum((1, 2)) / kept.sum((1, 2)))
 
 
-def ssim(images: UInt8[Tensor, "n h w 3"], truth: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, " n"]:
-    """Structural similarity (Wang et al. 2004, eq. 13; Gaussian window of 11 px, std 1.5), mean over RGB."""
+def ssim(
+    images: UInt8[Tensor, "n h w 3"],
+    truth: UInt8[Tensor, "n h w 3"],
+    kept: Bool[Tensor, "n h w"] | None = None,
+) -> Float[Tensor, " n"]:
+    """Structural similarity (Wang et al. 2004, eq. 13; Gaussian window of 11 px, std 1.5), mean over RGB and
+    the windows around pixels that are kept (all)."""
     offsets = torch.arange(11, device=images.device) - 5.0
     line = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = (line / line.sum())[:, None] * (line / line.sum())[None]
@@ -104,7 +118,10 @@ def ssim(images: UInt8[Tensor, "n h w 3"], truth: UInt8[Tensor, "n h w 3"]) -> F
     c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     score = score / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-    return score.mean((1, 2)).view(len(images), 3).mean(1)
+    if kept is None:
+        return score.mean((1, 2)).view(len(images), 3).mean(1)
+    middles = kept[:, 5:-5, 5:-5]
+    return (rearrange(score, "(n c) h w -> n c h w", c=3).mean(1) * middles).sum((1, 2)) / middles.sum((1, 2))
 
 
 def normals_from_depth(cameras: Cameras, depth: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w 3"]:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from recon3d import asset, sweeps
 from recon3d.cameras import to_transforms
-from recon3d.captures import Reading, _read_photos, _read_video, read_capture
+from recon3d.captures import Reading, read_capture
+from recon3d.pictures import read_photos, read_video
 
 
 def write_video(path, frames):
@@ -62,14 +63,14 @@ def test_of_a_long_video_the_sharpest_frame_of_each_part_is_read(tmp_path):
     rng = np.random.default_rng(0)
     frames = np.repeat(rng.integers(100, 110, (60, 8, 8, 3), dtype=np.uint8), 8, 1).repeat(8, 2)
     frames[2::6, ::2] = 255  # one frame of six is striped, and so the sharpest
-    read = _read_video(write_video(tmp_path / "a.mp4", frames), 10, progress=False)
+    read = read_video(write_video(tmp_path / "a.mp4", frames), 10, 768).images
     assert len(read) == 10
     assert all(np.asarray(frame)[::2].mean() > 200 for frame in read)
 
 
 def test_a_short_video_is_read_whole(tmp_path):
     frames = np.repeat(np.arange(0, 240, 20, dtype=np.uint8), 64 * 64 * 3).reshape(12, 64, 64, 3)
-    read = _read_video(write_video(tmp_path / "a.mp4", frames), 40, progress=False)
+    read = read_video(write_video(tmp_path / "a.mp4", frames), 40, 768).images
     assert np.allclose([np.asarray(frame).mean() for frame in read], frames.mean((1, 2, 3)), atol=3)
 
 
@@ -80,7 +81,7 @@ def test_photos_are_turned_upright_and_name_their_focal_length(tmp_path):
         exif[0x0112] = 6  # turn clockwise to see it upright
         exif.get_ifd(0x8769)[0xA405] = 36
         image.save(tmp_path / f"photo{k}.png", exif=exif)
-    photos, focal_px = _read_photos(tmp_path)
+    photos, _, focal_px, *_ = read_photos(tmp_path, 768)
     assert [photo.size for photo in photos] == [(48, 64)] * 3
     assert focal_px == pytest.approx(64.0)
     turned = np.rot90(np.asarray(picture(seed=1)), -1)
@@ -91,7 +92,7 @@ def test_photos_of_another_size_are_named_and_left_out(tmp_path, capsys):
     for k in range(3):
         picture(seed=k).save(tmp_path / f"{k}.png")
     picture(64, 48).save(tmp_path / "tall.png")
-    photos, _ = _read_photos(tmp_path)
+    photos = read_photos(tmp_path, 768).images
     assert len(photos) == 3 and "tall.png" in capsys.readouterr().err
 
 

@@ -9,32 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
+from simulator.conditions import led_by
 from simulator.flow import Levels
-from simulator.state import State
-from simulator.transformer import Conditions, Memory, Prediction
-from simulator.world_model import WorldModel
-
-
-class Window(NamedTuple):
-    """The frames before the next one, as the network sees them, oldest first."""
-
-    latents: Float[Tensor, "b n c y x"]
-    noise_level: Float[Tensor, "b n"]
-    actions: Float[Tensor, "b n a"]
-    actions_known: Bool[Tensor, "b n"]
+from simulator.state import State, Steps
+from simulator.transformer import Conditions, Prediction
+from simulator.world_model import WorldModel, newest
 
 
 @dataclass(frozen=True)
 class WindowState(State):
     """A rollout, as a value."""
 
-    window: Window | None = None
+    window: Steps | None = None  # before the fresh one
 
 
 class FullWindow(WorldModel):
@@ -47,21 +38,17 @@ class FullWindow(WorldModel):
         noisy: Tensor,
         level: Levels,
         next_level: Levels | None,
-    ) -> Prediction:
-        newest = Window(noisy, level, conditions.actions, conditions.actions_known)
+    ) -> tuple[State, Prediction]:
+        state = self._settled(state)
         before = state.window if isinstance(state, WindowState) else None
         if before is None:
-            found = super()._predict(state, conditions, noisy, level, next_level)
-            return found._replace(memory=newest)
-        window = Window(*(torch.cat(pair, dim=1) for pair in zip(before, newest, strict=True)))
+            state, found = super()._predict(state, conditions, noisy, level, next_level)
+            newest_step = Steps(noisy, level, conditions.actions, conditions.actions_known)
+            return state, found._replace(memory=newest_step)
+        together = led_by(before, conditions)
+        newest_step = Steps(noisy, level, conditions.actions, conditions.actions_known)
+        window = Steps(*(torch.cat(pair, dim=1) for pair in zip(before, newest_step, strict=True)))
         frames, there = window.latents.shape[1], level if next_level is None else next_level
-        together = conditions._replace(
-            shot=conditions.shot.repeat(1, frames),
-            actions=window.actions,
-            actions_known=window.actions_known,
-            rays=torch.zeros_like(conditions.rays).repeat(1, frames, 1, 1, 1),
-            rays_known=torch.zeros_like(conditions.rays_known).repeat(1, frames),
-        )
         found = self.transformer(
             window.latents,
             window.noise_level,
@@ -71,26 +58,35 @@ class FullWindow(WorldModel):
             None,
             torch.cat([before.noise_level, there], dim=1) if self.config.large_steps else None,
             causal=True,
-            predicted=next_level is not None,
+            drawn=0 if next_level is None else 1,
         )
-        last = {name: getattr(found, name)[:, -1:] for name in ("data", "reward", "terminated", "log_error")}
-        return found._replace(**last, memory=window)
+        return state, newest(found)._replace(memory=window)
+
+    def _settled(self, state: State) -> State:
+        """The state in which the fresh frame is one of the window; that takes no call."""
+        if state.fresh is None:
+            return state
+        before = state.window if isinstance(state, WindowState) else None
+        parts = zip(before, state.fresh, strict=True) if before else ((part,) for part in state.fresh)
+        return self._windowed(state, Steps(*(torch.cat(pair, dim=1) for pair in parts)))
 
     def _kept(self, state: State, seen: Prediction) -> State:
         """The state one latent step later; `seen` remembers the window, where the cache's has its keys."""
+        steps: Any = seen.memory
+        later = dataclasses.replace(state, ages=tuple(age + 1 for age in state.ages), frame=state.frame + 1)
+        return self._windowed(later, steps)
+
+    def _windowed(self, state: State, window: Steps) -> WindowState:
         keep = self.transformer.config.window - 1
-        seen_frames: Any = seen.memory
-        window = Window(*(part[:, -keep:] for part in seen_frames))
-        newest = Memory([], window.latents[:, -1:], window.noise_level[:, -1:])
-        kept = super()._kept(dataclasses.replace(state, memory=None), seen._replace(memory=newest))
-        fields = {field.name: getattr(kept, field.name) for field in dataclasses.fields(State)}
-        return WindowState(**fields, window=window)
+        fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(State)}
+        return WindowState(**{**fields, "fresh": None}, window=Steps(*(part[:, -keep:] for part in window)))
 
     def filled(self, state: State) -> WindowState:
         """The state with its newest frame repeated until the window is full, as in long use."""
+        state = self._settled(state)
         if not isinstance(state, WindowState) or state.window is None:
             raise ValueError("the window is empty; start a rollout first")
         count = self.transformer.config.window - 1
         last = (part[:, -1:] for part in state.window)
-        window = Window(*(part.repeat(1, count, *(1,) * (part.ndim - 2)) for part in last))
+        window = Steps(*(part.repeat(1, count, *(1,) * (part.ndim - 2)) for part in last))
         return dataclasses.replace(state, window=window, frame=max(state.frame, count))

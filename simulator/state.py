@@ -10,24 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from simulator.cache import KeysValues, Memory, shifted
 from simulator.tokenizer import Past
-from simulator.transformer import KeysValues, Memory, shifted
 
 FARTHEST = 1024
 """Positions beyond this start over when rows are put together, since float32 loses their angles."""
+
+
+class Steps(NamedTuple):
+    """Latent steps as the network sees them, oldest first, with the actions that led to them."""
+
+    latents: Float[Tensor, "b n c y x"]
+    noise_level: Float[Tensor, "b n"]
+    actions: Float[Tensor, "b n a"]
+    actions_known: Bool[Tensor, "b n"]
 
 
 @dataclass(frozen=True)
 class State:
     """A rollout, as a value. Rows are independent dreams, each of its own age."""
 
-    memory: Memory | None  # of the last `kept` latent steps; None before the first
+    memory: Memory  # of the last `kept` latent steps
+    fresh: (
+        Steps | None
+    )  # the step after those, which the next network call is to remember; None: there is none
     decoder: Past | None  # what the streaming decoder looks back at; None before the first frame
     text: Float[Tensor, "b l e"]
     text_known: Bool[Tensor, "b l"]
@@ -41,25 +54,29 @@ class State:
     width: int
 
 
-def visible(state: State) -> Bool[Tensor, "b 1 m"] | None:
-    """Which kept frames, and itself, each row's next frame may look at; None where every row may see all."""
-    if min(state.ages) >= state.kept:
+def visible(state: State, window: int) -> Bool[Tensor, "b n m"] | None:
+    """Which kept frames, and which of themselves, each row's fresh one (if there is one) and its next one may
+    look at; None where all may see all."""
+    asking = 1 if state.fresh is None else 2
+    if asking == 1 and min(state.ages) >= state.kept:
         return None
-    ages = torch.tensor(state.ages, device=state.text.device)
-    back = torch.arange(state.kept, -1, -1, device=ages.device)
-    return (back[None] <= ages[:, None])[:, None]
+    ages = torch.tensor(state.ages, device=state.text.device)[:, None, None]
+    back = torch.arange(state.kept + asking - 1, -1, -1, device=ages.device)
+    since = back[-asking:, None]
+    return (back >= since) & (back <= ages) & (back - since < window)
 
 
 def row(state: State, index: int) -> State:
     """One row alone, without what its mates needed."""
-    if state.memory is None or state.decoder is None:
+    if state.decoder is None:
         raise ValueError("a state without frames has no rows to take; start it first")
-    one = slice(index, index + 1)
-    kept = min(state.ages[index], state.kept)
+    one, fresh = slice(index, index + 1), state.fresh
+    kept = min(state.ages[index] - (fresh is not None), state.kept)
     words = max(1, int(state.text_known[index].sum()))
 
     def own(values: Tensor) -> Tensor:
-        return values[one, :, -(values.shape[2] // state.kept * kept) :].clone()
+        older = values.shape[2] // max(state.kept, 1) * (state.kept - kept)
+        return values[one, :, older:].clone()
 
     memory = Memory(
         [KeysValues(own(layer.keys), own(layer.values)) for layer in state.memory.layers],
@@ -68,6 +85,7 @@ def row(state: State, index: int) -> State:
     )
     return State(
         memory,
+        None if fresh is None else Steps(*(part[one].clone() for part in fresh)),
         state.decoder[one].clone(),
         state.text[one, :words].clone(),
         state.text_known[one, :words].clone(),
@@ -91,17 +109,22 @@ def stacked(states: Sequence[State]) -> State:
     """States as the rows of one: memories are padded to the longest and moved to a common position.
 
     Raises:
-        ValueError: there is no state, one has no frames yet, or their pictures differ in size.
+        ValueError: there is no state, one has no frames yet, their pictures differ in size, or they are of
+            models that remember differently.
     """
-    if not states or any(state.memory is None or state.decoder is None for state in states):
+    if not states or any(state.decoder is None for state in states):
         raise ValueError("states to stack must have frames, and there must be at least one; start them first")
     sizes = sorted({(state.height, state.width) for state in states})
     if len(sizes) > 1:
         raise ValueError(f"states to stack must be of one picture size, got {sizes[0]} and {sizes[1]}")
+    fresh = [s.fresh for s in states if s.fresh is not None]
+    if len(fresh) not in (0, len(states)):
+        raise ValueError("states to stack must be of one model's settings: some have a fresh step, some none")
     kept, words = max(s.kept for s in states), max(s.text.shape[1] for s in states)
     frame = max(s.frame for s in states)
-    frame = frame if frame <= FARTHEST else kept
-    memories = [_padded(shifted(s.memory, frame - s.frame), s.kept, kept) for s in states if s.memory]
+    frame = frame if frame <= FARTHEST else kept + bool(fresh)
+    longest = max(s.memory.layers[0].keys.shape[2] for s in states)
+    memories = [_padded(shifted(s.memory, frame - s.frame), longest) for s in states]
     layers = [
         KeysValues(torch.cat([layer.keys for layer in same]), torch.cat([layer.values for layer in same]))
         for same in zip(*(memory.layers for memory in memories), strict=True)
@@ -113,6 +136,7 @@ def stacked(states: Sequence[State]) -> State:
             torch.cat([memory.latents for memory in memories]),
             torch.cat([memory.noise_level for memory in memories]),
         ),
+        fresh=Steps(*(torch.cat(same) for same in zip(*fresh, strict=True))) if fresh else None,
         decoder=torch.cat([s.decoder for s in states if s.decoder is not None]),
         text=torch.cat([pad(s.text, (0, 0, 0, words - s.text.shape[1])) for s in states]),
         text_known=torch.cat([pad(s.text_known, (0, words - s.text.shape[1])) for s in states]),
@@ -125,10 +149,10 @@ def stacked(states: Sequence[State]) -> State:
     )
 
 
-def _padded(memory: Memory, kept: int, wanted: int) -> Memory:
-    """The memory with nothing before its first frame, so that it seems `wanted` frames long."""
-    if kept == wanted:
+def _padded(memory: Memory, wanted: int) -> Memory:
+    """The memory with nothing before its first frame, so that it seems `wanted` tokens long."""
+    more = wanted - memory.layers[0].keys.shape[2]
+    if not more:
         return memory
-    more = memory.layers[0].keys.shape[2] // kept * (wanted - kept)
     layers = [KeysValues(*(pad(values, (0, 0, more, 0)) for values in layer)) for layer in memory.layers]
     return memory._replace(layers=layers)

@@ -122,10 +122,10 @@ def loss_of(
         for goal in (batch.target, batch.data)
     )
     data_loss = (batch.weight * error).mean()
-    clean = (1 - batch.noise_level) * batch.conditions.actions_known
-    reward = (clean * (found.reward - batch.rewards).square()).mean()
+    known = batch.conditions.actions_known  # at all noise levels: a rollout reads its first call's heads
+    reward = (known * (found.reward - batch.rewards).square()).mean()
     ended = (
-        clean * binary_cross_entropy_with_logits(found.terminated, batch.terminated, reduction="none")
+        known * binary_cross_entropy_with_logits(found.terminated, batch.terminated, reduction="none")
     ).mean()
     log_error = (found.log_error - off.detach().clamp_min(1e-6).log()).square().mean()
     return data_loss + reward + 0.1 * ended + 0.01 * log_error, data_loss.detach(), error.detach()

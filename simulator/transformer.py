@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simulator.attention import Sight, attend, attend_frames, axis_widths, rope, rotate
+from simulator.cache import KeysValues, Memory
 from simulator.detail import Detail, Grid
 from simulator.flow import Levels
 
@@ -96,21 +97,6 @@ class Conditions(NamedTuple):
     rays_known: Bool[Tensor, "b n"]
 
 
-class KeysValues(NamedTuple):
-    """Keys and values of one full layer, rotated to their frames' positions."""
-
-    keys: Float[Tensor, "b g m k"]
-    values: Float[Tensor, "b g m k"]
-
-
-class Memory(NamedTuple):
-    """What a later frame needs of those before it."""
-
-    layers: list[KeysValues]  # of the full layers, oldest frame first
-    latents: Float[Tensor, "b 1 c y x"]  # of the frame just before
-    noise_level: Float[Tensor, "b 1"]  # of that frame
-
-
 class Before(NamedTuple):
     """The frame before each frame."""
 
@@ -126,6 +112,16 @@ class Thought(NamedTuple):
     grid: Grid | None  # what the convolutions before the layers saw
     previous: Float[Tensor, "b n c y x"]
     condition: Float[Tensor, "b n d"]
+
+    def last(self, count: int) -> Thought:
+        """That of so many of the last frames."""
+        frames = self.condition.shape[1]
+        grid = self.grid
+        if grid is not None:
+            grid = rearrange(grid, "(b n) y x w -> b n y x w", n=frames)[:, -count:].flatten(0, 1)
+        framed = (part[:, -count:] for part in (self.tokens, self.register, self.previous, self.condition))
+        tokens, register, previous, condition = framed
+        return Thought(tokens, register, grid, previous, condition)
 
 
 class Prediction(NamedTuple):
@@ -145,28 +141,6 @@ def frames_before(
         torch.cat([first.latents.to(latents.dtype), latents[:, :-1]], dim=1),
         torch.cat([first.noise_level, noise_level[:, :-1]], dim=1),
     )
-
-
-def extended(past: Memory | None, new: Memory, window: int) -> Memory:
-    """The memory with one more frame, of which only what the next frame may see is kept."""
-    if past is None:
-        return new
-    keep = (window - 1) * new.layers[0].keys.shape[2]
-    layers = [
-        KeysValues(*(torch.cat(pair, dim=2)[:, :, -keep:] for pair in zip(old, fresh, strict=True)))
-        for old, fresh in zip(past.layers, new.layers, strict=True)
-    ]
-    return new._replace(layers=layers)
-
-
-def shifted(memory: Memory, frames: int) -> Memory:
-    """The memory as if its frames stood so many frames later: keys turn about the axis of time."""
-    if not frames:
-        return memory
-    keys = memory.layers[0].keys
-    later = torch.tensor([[frames, 0, 0]], dtype=torch.float32, device=keys.device)
-    turn = rope(later, axis_widths(keys.shape[-1])).expand(keys.shape[2], -1, -1)
-    return memory._replace(layers=[layer._replace(keys=rotate(layer.keys, turn)) for layer in memory.layers])
 
 
 class SelfAttention(nn.Module):
@@ -379,7 +353,7 @@ class Transformer(nn.Module):
         next_level: Levels | None = None,
         causal: bool = False,
         before: Before | None = None,
-        predicted: bool = True,
+        drawn: int | None = None,
     ) -> Prediction:
         """Predict the data towards which the flow moves (`flow.move`) from `noise_level` to `next_level`.
 
@@ -388,18 +362,29 @@ class Transformer(nn.Module):
         next_level: where a sampler goes next, at most `noise_level`; None: nowhere, that is the flow's
         direction at `noise_level` itself, which points to the mean of the clean latents. causal: each frame
         looks at itself and the window - 1 before it alone; for canvases without a past. before: the frames
-        before each, where they are not the given ones. predicted: or else only the heads and the memory are
-        wanted, and `data` is what was given.
+        before each, where they are not the given ones. drawn: so many of the last frames are wanted (None:
+        all); the others' `data` is what was given.
         """
         thought, caches = self.think(
             latents, noise_level, conditions, visible, first_frame, past, next_level, causal, before
         )
-        data = latents
-        if predicted:
-            data = self.roughly(thought) + self.in_detail(thought)
+        data, frames = latents, latents.shape[1]
+        if drawn != 0:
+            wanted = thought if drawn in (None, frames) else thought.last(drawn)
+            data = self.roughly(wanted) + self.in_detail(wanted)
+            if data.shape[1] < frames:
+                data = torch.cat([latents[:, : -data.shape[1]].to(data.dtype), data], dim=1)
         reward, terminated, log_error = self.heads_out(thought.register).float().unbind(dim=-1)
         new_memory = Memory(caches, latents[:, -1:], noise_level[:, -1:])
         return Prediction(data.float(), reward, terminated, log_error, new_memory)
+
+    def nothing_yet(self, latents: Float[Tensor, "b 1 c y x"]) -> Memory:
+        """The memory before the first frame, of such a frame's rows and size."""
+        full = self.config.layers // self.config.full_every
+        keys = latents.new_zeros(len(latents), self.config.kv_heads, 0, self.config.head_width)
+        return Memory(
+            [KeysValues(keys, keys)] * full, torch.zeros_like(latents), latents.new_ones(len(latents), 1)
+        )
 
     def think(
         self,

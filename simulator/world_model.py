@@ -15,29 +15,23 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from simulator.cache import extended, first_frame_of
 from simulator.canvas import Canvas
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
+from simulator.conditions import Conditioner, led_by
 from simulator.flow import Levels, add_noise
 from simulator.memory import free_bytes
 from simulator.origin import Origin
 from simulator.precision import inference, rounded
 from simulator.sampling import denoise, guided, row_noise
-from simulator.state import State, rows, stacked, visible
-from simulator.text import check_prompt, embed_one, pad
+from simulator.state import State, Steps, rows, stacked, visible
 from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
-from simulator.transformer import (
-    Conditions,
-    Prediction,
-    Transformer,
-    TransformerConfig,
-    extended,
-)
+from simulator.transformer import Conditions, Prediction, Transformer, TransformerConfig
 from simulator.video import to_uint8, to_unit
 
 WEIGHTS = "world_model.safetensors"
@@ -56,7 +50,9 @@ class WorldModelConfig:
     schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
     large_steps: bool = False  # whether the network is told how far a rollout's sampler steps
-    commit: bool = True  # a network call of its own keeps each latent step; else the sampler's last is kept
+    commit: bool = (
+        True  # a latent step is kept as it came out, by the next one's first call; else as in its last
+    )
 
 
 DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
@@ -119,6 +115,10 @@ class WorldModel:
         return self.transformer.patch_in.weight.device
 
     @property
+    def conditioner(self) -> Conditioner:
+        return Conditioner(self.transformer.config, self.config.action_sizes, self.worlds, self.device)
+
+    @property
     def frames_per_step(self) -> int:
         return self.tokenizer.config.time_factor
 
@@ -128,9 +128,7 @@ class WorldModel:
 
     def action_size(self, world: str) -> int:
         """Width of the world's actions. Raises ValueError if this model does not know the world."""
-        if world not in self.config.action_sizes:
-            raise ValueError(f"world must be one of {', '.join(self.worlds)}, got {world!r}")
-        return self.config.action_sizes[world]
+        return self.conditioner.action_size(world)
 
     def averaging(self) -> WorldModel:
         """The same weights, going to the mean of what may come instead of to one of its ways: nearer to any
@@ -148,8 +146,6 @@ class WorldModel:
         tokenizer, transformer = rounded(self.tokenizer, self.device), rounded(self.transformer, self.device)
         return WorldModel(self.config, tokenizer, transformer, self.origins, in_bf16=True)
 
-    # --- conditions
-
     def _check_size(self, height: int, width: int) -> tuple[int, int]:
         self.tokenizer.check_size(height, width)
         factor, patch = self.tokenizer.config.space_factor, self.transformer.config.patch
@@ -161,60 +157,6 @@ class WorldModel:
                     f"use {' or '.join(map(str, near))}"
                 )
         return height // factor, width // factor
-
-    def _world_ids(self, worlds: Sequence[str | None]) -> Int[Tensor, " b"]:
-        for world in worlds:
-            if world is not None:
-                self.action_size(world)
-        return torch.tensor(
-            [0 if w is None else self.worlds.index(w) + 1 for w in worlds], device=self.device
-        )
-
-    def _text(self, prompts: Sequence[str | None]) -> tuple[Float[Tensor, "b l e"], Bool[Tensor, "b l"]]:
-        width = self.transformer.config.text_width
-        text, known = pad(
-            [torch.zeros(1, width) if p is None else embed_one(check_prompt(p)) for p in prompts]
-        )
-        known = known & torch.tensor([p is not None for p in prompts])[:, None]
-        return text.to(self.device), known.to(self.device)
-
-    def _actions(self, actions: Float[np.ndarray, "b n a"]) -> Float[Tensor, "b n wide"]:
-        wide = torch.zeros(*actions.shape[:2], self.transformer.config.action_width)
-        wide[..., : actions.shape[2]] = torch.from_numpy(np.asarray(actions, np.float32))
-        return wide.to(self.device)
-
-    def _canvas_conditions(self, canvas: Canvas, y: int, x: int) -> Conditions:
-        n = len(canvas.start_level)
-        most = self.transformer.config.shots
-        if len(canvas.prompts) > most:
-            raise ValueError(f"this model makes up to {most} shots in a clip, got {len(canvas.prompts)}")
-        text, known = self._text(canvas.prompts or (None,))
-        tells_of = repeat(torch.arange(len(text), device=self.device), "s -> 1 (s l)", l=text.shape[1])
-        shot = np.zeros(n, int) if canvas.shot is None else canvas.shot
-        nothing = Conditions(
-            rearrange(text, "s l e -> 1 (s l) e"),
-            rearrange(known, "s l -> 1 (s l)"),
-            tells_of,
-            torch.from_numpy(shot).to(self.device)[None],
-            self._world_ids([canvas.world]),
-            torch.zeros(1, n, self.transformer.config.action_width, device=self.device),
-            torch.zeros(1, n, dtype=torch.bool, device=self.device),
-            torch.zeros(1, n, 6, y, x, device=self.device),
-            torch.zeros(1, n, dtype=torch.bool, device=self.device),
-        )
-        if canvas.actions is not None:
-            if canvas.world is None or canvas.actions.shape[1] != self.action_size(canvas.world):
-                raise ValueError(
-                    f"actions of width {canvas.actions.shape[1]} do not fit world {canvas.world!r}"
-                )
-            led = np.pad(canvas.actions, ((1, 0), (0, 0)))[None]
-            nothing = nothing._replace(
-                actions=self._actions(led), actions_known=torch.arange(n, device=self.device)[None] > 0
-            )
-        if canvas.cameras is not None:
-            rays = canvas.cameras.relative_to_first().to(self.device).plucker(y, x)[None]
-            nothing = nothing._replace(rays=rays, rays_known=torch.ones_like(nothing.rays_known))
-        return nothing
 
     # --- whole canvases
 
@@ -237,7 +179,7 @@ class WorldModel:
         power = DETERMINED_POWER if canvas.determined else 1.0
         n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
         self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
-        conditions = self._canvas_conditions(canvas, y, x)
+        conditions = self.conditioner.of_canvas(canvas, y, x)
         start = torch.from_numpy(canvas.start_level).to(self.device)[None]
         noise = row_noise([seed], 0, (n, self.tokenizer.config.channels, y, x), self.device)
         data = noise
@@ -292,7 +234,7 @@ class WorldModel:
             height, width = images.shape[1:3]
         height, width = height or self.height, width or self.width
         self._check_size(height, width)
-        ids = self._world_ids([world] * len(prompts))
+        ids = self.conditioner.world_ids([world] * len(prompts))
         return self._begin(prompts, ids, seeds, height, width, images, guidance)
 
     @inference
@@ -327,10 +269,13 @@ class WorldModel:
         images: UInt8[np.ndarray, "b h w 3"] | None,
         guidance: float,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
-        text, known = self._text(list(prompts))
+        text, known = self.conditioner.text(list(prompts))
         b = len(prompts)
+        y, x = (size // self.tokenizer.config.space_factor for size in (height, width))
+        blank = torch.zeros(b, 1, self.tokenizer.config.channels, y, x, device=self.device)
+        memory = self.transformer.nothing_yet(blank)
         new = (tuple(seeds), (0,) * b, (0.0,) * b, 0, 0, height, width)
-        state = State(None, None, text, known, worlds, *new)
+        state = State(memory, None, None, text, known, worlds, *new)
         conditions = self._step_conditions(state, None)
         if images is not None:
             latents = self.tokenizer.encode(to_unit(images[:, None], self.device))
@@ -338,9 +283,10 @@ class WorldModel:
         else:
             pull = guidance if any(prompt is not None for prompt in prompts) else 1.0
             steps = self.config.clip_steps
-            latents, first, _ = self._new_latents(state, conditions, pull, steps)
+            _, latents, first, _ = self._new_latents(state, conditions, pull, steps)
             uncertainty = np.sqrt(_expected_error(first), dtype=np.float32)
-        state, _ = self._commit(state, conditions, latents)
+        state = self._made(state, conditions, latents)
+        state = state if self.config.commit else self._settled(state)
         video, decoder = self.tokenizer.decode_stream(latents, None)
         frames = images[:, None].copy() if images is not None else to_uint8(video)
         return dataclasses.replace(state, decoder=decoder), frames, uncertainty
@@ -358,20 +304,19 @@ class WorldModel:
         """One control step of every row: new state, its frames, reward, terminated, and uncertainty (the
         error that the model expects by now, root mean square in units of the latents' standard deviation:
         what it expects of this step's first guess, on top of what is left of earlier steps')."""
-        conditions = self._step_conditions(state, self._actions(actions[:, None]))
-        latents, first, last = self._new_latents(state, conditions, 1.0, self.config.sampler_steps)
-        if self.config.commit:
-            state, seen = self._commit(state, conditions, latents)
-        else:
-            state, seen = self._kept(state, last), last
+        conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None]))
+        steps = self.config.sampler_steps
+        settled, latents, first, last = self._new_latents(state, conditions, 1.0, steps)
+        made = self.config.commit
+        state = self._made(settled, conditions, latents) if made else self._kept(settled, last)
         doubts = DOUBT_KEPT * np.array(state.doubts) + _expected_error(first)
         state = dataclasses.replace(state, doubts=tuple(doubts.tolist()))
         video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
-        terminated = (seen.terminated[:, 0] > 0).cpu().numpy()
+        terminated = (last.terminated[:, 0] > 0).cpu().numpy()
         return (
             dataclasses.replace(state, decoder=decoder),
             to_uint8(video),
-            seen.reward[:, 0].cpu().numpy() * self._reward_scales(state),
+            last.reward[:, 0].cpu().numpy() * self._reward_scales(state),
             terminated,
             np.sqrt(doubts).astype(np.float32),
         )
@@ -389,9 +334,10 @@ class WorldModel:
         asked = (len(state.seeds), self.frames_per_step, state.height, state.width, 3)
         if frames.shape != asked:
             raise ValueError(f"frames of one observed step must be of shape {asked}, got {frames.shape}")
-        conditions = self._step_conditions(state, self._actions(actions[:, None]))
+        conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None]))
         latents = self.tokenizer.encode_stream(to_unit(frames, self.device), start=False)
-        state, _ = self._commit(state, conditions, latents)
+        state = self._made(self._settled(state), conditions, latents)
+        state = state if self.config.commit else self._settled(state)
         _, decoder = self.tokenizer.decode_stream(latents, state.decoder)
         return dataclasses.replace(state, decoder=decoder, doubts=(0.0,) * len(state.seeds))
 
@@ -402,21 +348,8 @@ class WorldModel:
         return np.array(scales, np.float32)
 
     def _step_conditions(self, state: State, actions: Float[Tensor, "b 1 a"] | None) -> Conditions:
-        b, device = len(state.seeds), self.device
         y, x = (size // self.tokenizer.config.space_factor for size in (state.height, state.width))
-        unknown = torch.zeros(b, 1, dtype=torch.bool, device=device)
-        nothing = torch.zeros(b, 1, self.transformer.config.action_width, device=device)
-        return Conditions(
-            state.text,
-            state.text_known,
-            torch.zeros_like(state.text_known, dtype=torch.long),
-            torch.zeros_like(unknown, dtype=torch.long),
-            state.world,
-            nothing if actions is None else actions,
-            unknown if actions is None else ~unknown,
-            torch.zeros(b, 1, 6, y, x, device=device),
-            unknown,
-        )
+        return self.conditioner.of_step(state, actions, y, x)
 
     def _predict(
         self,
@@ -425,13 +358,30 @@ class WorldModel:
         noisy: Tensor,
         level: Levels,
         next_level: Levels | None,
-    ) -> Prediction:
-        """What the network says of the next latent step. next_level: None where it is only remembered."""
-        told = next_level if self.config.large_steps and state.memory is not None else None
-        seen, place, predicted = visible(state), float(state.frame), next_level is not None
-        return self.transformer(
-            noisy, level, conditions, seen, place, state.memory, told, predicted=predicted
+    ) -> tuple[State, Prediction]:
+        """What the network says of the next latent step (next_level None: only what it would remember of it),
+        and the state in which the fresh one is remembered: one call sees to both."""
+        window, place, told = self.transformer.config.window, float(state.frame), None
+        if self.config.large_steps and state.frame > 0 and next_level is not None:
+            told = next_level
+        fresh, drawn = state.fresh, 0 if next_level is None else 1
+        if fresh is None:
+            found = self.transformer(
+                noisy, level, conditions, visible(state, window), place, state.memory, told, drawn=drawn
+            )
+            return state, found
+        latents, levels = (
+            torch.cat([fresh.latents, noisy], dim=1),
+            torch.cat([fresh.noise_level, level], dim=1),
         )
+        told = None if told is None else torch.cat([fresh.noise_level, told], dim=1)
+        both = led_by(fresh, conditions)
+        found = self.transformer(
+            latents, levels, both, visible(state, window), place - 1, state.memory, told, drawn=drawn
+        )
+        memory = extended(state.memory, first_frame_of(found.memory, latents, levels), window)
+        kept = min(state.kept + 1, window - 1)
+        return dataclasses.replace(state, memory=memory, kept=kept, fresh=None), newest(found)
 
     def _noise(self, state: State, draw: int, shape: tuple[int, ...]) -> Float[Tensor, "b ..."]:
         """The first (0) or second (1) noise of each row's next latent step, by the row's own seed and age."""
@@ -440,32 +390,47 @@ class WorldModel:
 
     def _new_latents(
         self, state: State, conditions: Conditions, guidance: float, steps: int
-    ) -> tuple[Latents, Prediction, Prediction]:
+    ) -> tuple[State, Latents, Prediction, Prediction]:
+        """The next latent step, the sampler's first and last predictions, and the state in which the step
+        before is remembered."""
         y, x = conditions.rays.shape[-2:]
         shape = (1, self.tokenizer.config.channels, y, x)
         noise = self._noise(state, 0, shape)
         unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
+        settled = state
 
         def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
-            found = self._predict(state, conditions, noisy, level, next_level)
+            nonlocal settled
+            before = settled
+            settled, found = self._predict(before, conditions, noisy, level, next_level)
             if guidance == 1:
                 return found
-            return found._replace(
-                data=guided(
-                    found.data, self._predict(state, unprompted, noisy, level, next_level).data, guidance
-                )
-            )
+            _, plain = self._predict(before, unprompted, noisy, level, next_level)
+            return found._replace(data=guided(found.data, plain.data, guidance))
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
-        power = 1.0 if state.memory is None else self.config.schedule_power
-        return denoise(predict, noise, start, steps, power)
+        power = self.config.schedule_power if state.frame else 1.0
+        latents, first, last = denoise(predict, noise, start, steps, power)
+        return settled, latents, first, last
 
-    def _commit(self, state: State, conditions: Conditions, latents: Latents) -> tuple[State, Prediction]:
-        """Keep the new latent step's keys and values, at the context noise level, and read its heads."""
+    def _made(self, state: State, conditions: Conditions, latents: Latents) -> State:
+        """The state one latent step later, at the context noise level; nothing is remembered of it yet."""
         noise = self._noise(state, 1, latents.shape[1:])
         level = torch.full((len(latents), 1), self.config.context_noise, device=self.device)
-        seen = self._predict(state, conditions, add_noise(latents, noise, level), level, None)
-        return self._kept(state, seen), seen
+        fresh = Steps(add_noise(latents, noise, level), level, conditions.actions, conditions.actions_known)
+        ages = tuple(age + 1 for age in state.ages)
+        return dataclasses.replace(state, fresh=fresh, ages=ages, frame=state.frame + 1)
+
+    def _settled(self, state: State) -> State:
+        """The state in which the fresh step, if there is one, is remembered, by a call of its own."""
+        fresh = state.fresh
+        if fresh is None:
+            return state
+        ages = tuple(age - 1 for age in state.ages)
+        before = dataclasses.replace(state, fresh=None, ages=ages, frame=state.frame - 1)
+        conditions = self._step_conditions(state, fresh.actions)._replace(actions_known=fresh.actions_known)
+        _, seen = self._predict(before, conditions, fresh.latents, fresh.noise_level, None)
+        return self._kept(before, seen)
 
     def _kept(self, state: State, seen: Prediction) -> State:
         """The state one latent step later, with what that prediction remembers of it."""
@@ -473,6 +438,16 @@ class WorldModel:
         memory = extended(state.memory, seen.memory, window)
         ages, kept = tuple(age + 1 for age in state.ages), min(state.kept + 1, window - 1)
         return dataclasses.replace(state, memory=memory, ages=ages, frame=state.frame + 1, kept=kept)
+
+
+def newest(found: Prediction) -> Prediction:
+    """What was predicted of the last frame; the memory is that of all."""
+    return found._replace(
+        data=found.data[:, -1:],
+        reward=found.reward[:, -1:],
+        terminated=found.terminated[:, -1:],
+        log_error=found.log_error[:, -1:],
+    )
 
 
 def _expected_error(found: Prediction) -> Float[np.ndarray, " b"]:

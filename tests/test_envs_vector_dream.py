@@ -17,9 +17,10 @@ from envs.dream import Dream
 from envs.vector_dream import VectorDream
 from simulator import tokenizer as tokenizer_module
 from simulator import transformer as transformer_module
+from simulator.cache import shifted
 from simulator.state import FARTHEST, row, rows, stacked
 from simulator.tokenizer import Tokenizer
-from simulator.transformer import Transformer, shifted
+from simulator.transformer import Transformer
 from simulator.world_model import WorldModel, WorldModelConfig
 
 WORLDS = {"Room": 5, "Orbit": 3, "Lab": 4}
@@ -119,6 +120,25 @@ def test_a_row_that_restarts_dreams_as_if_alone_and_leaves_the_others_alone(mode
         assert apart(frames[[0, 2]], others[[0, 2]]) <= ROUNDING
 
 
+def test_one_call_remembers_a_step_and_predicts_the_next_as_two_calls_do(model):
+    """Past the window, for rows of different ages, told or not how far the sampler steps."""
+    window = model.transformer.config.window
+    actions = np.random.default_rng(0).uniform(-1, 1, (2 * window, 2, 4)).astype(np.float32)
+    for kind in (model, model.with_config(large_steps=True), model.with_config(sampler_steps=3)):
+        at_once, *_ = kind.start(["a red ball", "a cone"], "Lab", [1, 2])
+        apart_, *_ = kind.start(["a red ball", "a cone"], "Lab", [1, 2])
+        for step, action in enumerate(actions):
+            if step == window + 2:
+                at_once, apart_ = (kind.restart(state, [0], ["a mug"], [5])[0] for state in (at_once, apart_))
+            with torch.inference_mode():
+                settled = kind._settled(apart_)
+            assert settled.fresh is None and settled.kept == min(step + 1, window - 1)
+            at_once, frames, rewards, *_ = kind.step(at_once, action)
+            apart_, others, other_rewards, *_ = kind.step(settled, action)
+            assert apart(frames, others) <= ROUNDING and np.allclose(rewards, other_rewards, atol=1e-3)
+        assert torch.allclose(at_once.memory.layers[-1].keys, apart_.memory.layers[-1].keys, atol=1e-3)
+
+
 def test_rows_taken_out_and_put_together_are_what_they_were(model):
     state, *_ = model.start(["a red ball", "two blue boxes on a grey floor"], "Lab", [1, 2])
     for _ in range(3):
@@ -136,7 +156,7 @@ def test_memories_keep_their_meaning_when_their_positions_start_over(model):
     aged = pickle.loads(pickle.dumps(state))
     far = type(state)(**{**vars(aged), "memory": shifted(aged.memory, FARTHEST), "frame": 5 + FARTHEST})
     back = stacked([far])
-    assert back.frame == back.kept < FARTHEST
+    assert back.frame == back.kept + 1 < FARTHEST
     assert torch.allclose(back.memory.layers[0].keys, state.memory.layers[0].keys, atol=1e-3)
     near, there = (model.step(each, np.ones((1, 4), np.float32))[1] for each in (state, far))
     assert apart(near, there) <= ROUNDING

@@ -7,12 +7,13 @@ import torch
 
 from simulator import tokenizer as tokenizer_module
 from simulator import transformer as transformer_module
+from simulator.cache import Memory, extended
 from simulator.detail import Detail, GridConv
 from simulator.flow import add_noise, move, schedule, towards, velocity
 from simulator.grow import grown
 from simulator.sampling import denoise, row_noise
 from simulator.tokenizer import Tokenizer
-from simulator.transformer import Conditions, Memory, Prediction, Transformer, extended, frames_before
+from simulator.transformer import Conditions, Prediction, Transformer, frames_before
 
 TINY = transformer_module.PRESETS["tiny"]
 
@@ -200,10 +201,18 @@ def test_a_frame_is_predicted_from_what_it_is_told_stood_before_it(transformer: 
 def test_a_frame_that_is_only_to_be_remembered_leaves_the_same_memory_and_heads(transformer: Transformer):
     c, latents, level = conditions(2, 5), torch.randn(2, 5, 8, 4, 4), torch.rand(2, 5)
     with torch.no_grad():
-        whole, short = (transformer(latents, level, c, predicted=each) for each in (True, False))
+        whole, short = (transformer(latents, level, c, drawn=each) for each in (None, 0))
     assert torch.equal(short.data, latents) and torch.equal(whole.reward, short.reward)
     for ours, theirs in zip(short.memory.layers, whole.memory.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
+def test_drawing_the_last_frames_alone_draws_them_the_same(transformer: Transformer):
+    c, latents, level = conditions(2, 5), torch.randn(2, 5, 8, 4, 4), torch.rand(2, 5)
+    with torch.no_grad():
+        whole, some = (transformer(latents, level, c, drawn=each).data for each in (5, 2))
+    assert torch.equal(some[:, :3], latents[:, :3])
+    assert torch.allclose(some[:, 3:], whole[:, 3:], atol=1e-5) and not torch.equal(whole, latents)
 
 
 def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transformer: Transformer):

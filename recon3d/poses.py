@@ -92,6 +92,7 @@ class Registration:
         return (
             f"{int(self.registered.sum())} of {len(self.registered)} frames register on {len(self.points)} "
             f"points, reprojection error {self.reprojection_px:.2f} px, focal length {self.focal_px:.0f} px"
+            + (f", lens straightened (k {self.lens.params[3]:.3f})" if self.lens else "")
         )
 
 

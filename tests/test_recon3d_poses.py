@@ -43,6 +43,30 @@ def test_an_orbit_of_a_textured_scene_registers_where_it_was_filmed(orbit, capfd
     assert capfd.readouterr().err == ""
 
 
+def seen_through(frames, focal_px, k):
+    """What a lens of one radial coefficient, positive, sees of what a pinhole saw."""
+    row, column = (torch.from_numpy(np.indices((SIDE, SIDE)) + 0.5 - SIDE / 2) / focal_px).float()
+    bent = torch.stack([column, row], dim=-1)
+    straight = bent.clone()
+    for _ in range(100):
+        straight = bent / (1 + k * straight.square().sum(-1, keepdim=True))
+    grid = (straight * focal_px * 2 / SIDE).expand(len(frames), -1, -1, -1)
+    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    made = torch.nn.functional.grid_sample(pictures, grid, align_corners=False)
+    return made.permute(0, 2, 3, 1).round().byte().numpy()
+
+
+def test_a_lens_that_bends_is_found_with_the_cameras_and_a_straight_one_is_not(orbit):
+    frames, truth = orbit
+    focal_px = truth.K[0, 0, 0].item()
+    found = poses.register(seen_through(frames, focal_px, 0.15), bent=True)
+    assert found.verdict == "registered" and found.registered.all() and found.lens is not None
+    assert found.lens.params[3] == pytest.approx(0.15, abs=0.03)
+    assert found.focal_px == pytest.approx(focal_px, rel=0.01)
+    assert path_error(found.cameras, truth).share < 0.02
+    assert poses.register(frames, bent=True).lens is None
+
+
 def test_few_frames_with_their_focal_length_register_the_same_each_time(orbit):
     frames, truth = orbit[0][:12], orbit[1][:12]
     first, second = (poses.register(frames, focal_px=truth.K[0, 0, 0].item()) for _ in range(2))

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras
-from simulator import calibration, drift
+from simulator import calibration, drift, rewards
 from simulator.checkpoint import check_writable, write_json
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
@@ -274,7 +274,7 @@ def settings_table(found: list[Setting]) -> str:
     return "\n".join(lines)
 
 
-Table = Literal["fidelity", "drift", "uncertainty", "sampler"]
+Table = Literal["fidelity", "drift", "uncertainty", "rewards", "sampler"]
 
 
 def evaluate(
@@ -288,7 +288,7 @@ def evaluate(
         Table,
         tyro.conf.arg(
             help="fidelity at 1, 4 and 16 steps; drift of rollouts that go on to 256; uncertainty against "
-            "the true error; or the sampler's settings side by side"
+            "the true error; rewards and returns against the true ones; or the sampler's settings compared"
         ),
     ] = "fidelity",
     out: Annotated[Path | None, tyro.conf.arg(help="also write the rows as JSON to this file")] = None,
@@ -329,6 +329,7 @@ def evaluate(
         part, show = {
             "drift": (drift.drifts, drift.table),
             "uncertainty": (calibration.calibrations, calibration.table),
+            "rewards": (rewards.rewards, rewards.table),
         }[table]
         rows = [
             row

@@ -78,7 +78,7 @@ def test_the_shipped_weights_go_through_tasks_and_print_each_beside_its_baseline
         tasks("default", held, episodes=1)
 
 
-def test_drift_and_uncertainty_are_read_from_long_and_short_episodes(held: Path, tmp_path, capsys):
+def test_drift_uncertainty_and_rewards_are_read_from_long_and_short_episodes(held: Path, tmp_path, capsys):
     episodes = [read_episode(path) for path in list_episodes(held / "Orbit-64")]
     near, far = drifts(WorldModel.load(), "Orbit", episodes, (4, 70))
     assert (near.with_truth, far.with_truth) == (2, 0) and near.psnr > 10
@@ -88,5 +88,9 @@ def test_drift_and_uncertainty_are_read_from_long_and_short_episodes(held: Path,
     rows = json.loads((tmp_path / "said.json").read_text())
     assert {row["world"] for row in rows} == {"Orbit", "Room"}
     assert all(-1 <= row["correlation"] <= 1 for row in rows)
+    assert evaluate("default", held, table="rewards", out=tmp_path / "earned.json") == 0
+    rows = json.loads((tmp_path / "earned.json").read_text())
+    assert {(row["world"], row["step"]) for row in rows} >= {("Orbit", 1), ("Room", 16)}
+    assert all(row["error"] < 1 for row in rows)
     with pytest.raises(ValueError, match="--image goes with --table fidelity"):
         evaluate("default", held, table="drift", image=tmp_path / "x.png")

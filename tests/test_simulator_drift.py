@@ -11,6 +11,8 @@ from simulator.calibration import ranks, spearman
 from simulator.calibration import row_of as calibration_row
 from simulator.clips import Episode
 from simulator.drift import motion_energy, row_of
+from simulator.rewards import row_of as rewards_row
+from simulator.rewards import table as rewards_table
 from simulator.tokenizer import PRESETS as TOKENIZERS
 from simulator.tokenizer import Tokenizer
 from simulator.transformer import PRESETS as TRANSFORMERS
@@ -55,6 +57,24 @@ def test_rank_correlation_knows_order_and_ties_alone():
     assert row.surest < row.least_sure
     noise = calibration_row("Room", 4, x, np.abs(rng.normal(size=50)))
     assert noise.low < 0 < noise.high
+
+
+def test_rewards_are_compared_step_by_step_and_as_returns():
+    truth = np.random.default_rng(0).normal(size=(40, 16))
+    same = rewards_row("Room", 16, truth, truth)
+    assert same.reward == pytest.approx((1, 1, 1)) and same.returns == pytest.approx((1, 1, 1))
+    assert same.error == 0 and same.spread == pytest.approx(truth.sum(axis=1).std())
+    late = truth.copy()
+    late[:, :4] = np.roll(
+        truth[:, :4], 1, axis=1
+    )  # a reward that is late is wrong at its step, not in the sum
+    shifted = rewards_row("Room", 4, late, truth)
+    assert shifted.returns[0] == pytest.approx(1) and shifted.reward[1] < 0.3
+    guess = rewards_row("Room", 4, np.tile(truth.mean(axis=0), (40, 1)), truth)
+    assert np.isnan(guess.reward[0]) and guess.error == pytest.approx(guess.spread, rel=0.01)
+    nothing = rewards_row("Lab", 4, truth, np.zeros_like(truth))
+    shown = rewards_table([same, nothing]).splitlines()
+    assert "1.00 [1.00, 1.00]" in shown[2] and "does not vary" in shown[3]
 
 
 def test_two_thousand_steps_need_no_more_memory_than_twenty():

@@ -91,11 +91,13 @@ def find_features(folder: Path, focal_px: float, known: bool, progress: bool = F
     set_focal(folder, focal_px, known)
 
 
-def set_focal(folder: Path, focal_px: float, known: bool) -> None:
-    """The focal length that verification and mapping start from, and whether they may rely on it."""
+def set_focal(folder: Path, focal_px: float, known: bool, k: float = 0.0) -> None:
+    """The focal length that verification and mapping start from, whether they may rely on it, and the lens's
+    coefficient."""
     with pycolmap.Database.open(_database(folder)) as database:
         camera = database.read_camera(1)
-        camera.focal_length, camera.has_prior_focal_length = focal_px, known
+        camera.params = [focal_px, *camera.params[1:3], k]
+        camera.has_prior_focal_length = known
         database.update_camera(camera)
 
 
@@ -118,7 +120,7 @@ def match(folder: Path, pairs: Sequence[tuple[int, int]], seed: int, progress: b
 
 
 def map_scene(
-    folder: Path, free_focal: bool, free_lens: bool, seed: int, progress: bool = False
+    folder: Path, free_focal: bool, seed: int, progress: bool = False
 ) -> pycolmap.Reconstruction | None:
     """Cameras and points from verified matches: the model with most pictures; None where there is none.
 
@@ -133,7 +135,7 @@ def map_scene(
     options.mapper.abs_pose_min_num_inliers = LEAST_INLIERS
     options.init_num_trials = 30  # a scene's first pair is among the first; the rest is hopeless and slow
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = free_focal
-    options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = free_lens
+    options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = False
     pycolmap.set_random_seed(seed)
     (folder / "models").mkdir(exist_ok=True)
     with tqdm(desc="cameras", disable=not progress) as bar:
@@ -149,6 +151,24 @@ def map_scene(
             next_image_callback=count_one,
         )
     return max(models.values(), key=lambda model: model.num_reg_images(), default=None)
+
+
+def with_lens(model: pycolmap.Reconstruction, free_focal: bool) -> pycolmap.Reconstruction:
+    """The model with the lens's coefficient fitted along with all else.
+
+    Not while views are added: the first few would decide it, and wrongly, so that no other view registers.
+    """
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length, options.refine_extra_params = free_focal, True
+    options.print_summary = False
+    options.ceres.solver_options.num_threads = 1
+    fitted, views = pycolmap.Reconstruction(model), pycolmap.BundleAdjustmentConfig()
+    for image in fitted.reg_image_ids():
+        views.add_image(image)
+    views.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, views, fitted).solve()
+    fitted.update_point_3d_errors()
+    return fitted
 
 
 def _database(folder: Path) -> Path:

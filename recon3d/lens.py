@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
-LEAST_BEND = 3e-3  # of the longer side, in a corner; below, an estimate is noise
+LEAST_BEND = 1e-3  # of the longer side, in a corner
 FISHEYE, STRAIGHT = "OPENCV_FISHEYE", 1e-6
 PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 

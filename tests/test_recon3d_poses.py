@@ -56,7 +56,7 @@ def seen_through(frames, focal_px, k):
     return made.permute(0, 2, 3, 1).round().byte().numpy()
 
 
-def test_a_lens_that_bends_is_found_with_the_cameras_and_a_straight_one_is_not(orbit):
+def test_a_lens_that_bends_is_found_with_the_cameras_and_a_straight_one_is_not(orbit, capfd):
     frames, truth = orbit
     focal_px = truth.K[0, 0, 0].item()
     found = poses.register(seen_through(frames, focal_px, 0.15), bent=True)
@@ -65,6 +65,7 @@ def test_a_lens_that_bends_is_found_with_the_cameras_and_a_straight_one_is_not(o
     assert found.focal_px == pytest.approx(focal_px, rel=0.01)
     assert path_error(found.cameras, truth).share < 0.02
     assert poses.register(frames, bent=True).lens is None
+    assert capfd.readouterr().err == ""
 
 
 def test_few_frames_with_their_focal_length_register_the_same_each_time(orbit):

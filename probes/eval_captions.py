@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from probes.captioning import Facts, captioning
 from probes.measurement import Measurement, write_measurements
-from simulator.captioner import ALL_KINDS, PRETRAINED, Description, describe, load_captioner
+from simulator.captioner import ALL_KINDS, Description, describe, load_captioner
 from simulator.captions import Seen, relation
-from simulator.checkpoint import check_writable
+from simulator.checkpoint import PRETRAINED, check_writable
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.sightings import SEEN, sightings
 from simulator.train_tokenizer import load_tokenizer

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from simulator.captions import STYLES, Seen, phrase, styles
-from simulator.checkpoint import as_config, load_weights, read_json, save_weights, write_json
+from simulator.checkpoint import PRETRAINED, as_config, load_weights, read_json, save_weights, write_json
 from simulator.sightings import ALL_KINDS, encode_resized
 from simulator.tokenizer import Block, Conv, Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
@@ -31,7 +31,6 @@ from simulator.video import IMAGE_SUFFIXES, Frames, read_image, read_video
 from simulator.words import COLOURS, FLOORS, KINDS, SHAPES, SIZES, WALLS, WORLDS
 
 WEIGHTS, CONFIG = "captioner.safetensors", "captioner.json"
-PRETRAINED = Path(__file__).parent / "pretrained"
 CANNOT_JUDGE = 3
 
 

@@ -19,7 +19,13 @@ from torch import nn
 from simulator.optim import Learner
 
 CONFIG = "config.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
 Config = TypeVar("Config")
+
+
+def model_folder(name_or_path: str | Path) -> Path:
+    """The folder of a model by its name: "default" is the shipped one."""
+    return PRETRAINED if str(name_or_path) == "default" else Path(name_or_path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,9 +12,9 @@ from typing import Annotated
 import torch
 import tyro
 
-from simulator.checkpoint import CONFIG, read_json, save_weights, write_json
+from simulator.checkpoint import CONFIG, PRETRAINED, read_json, save_weights, write_json
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
-from simulator.world_model import PRETRAINED, WEIGHTS, WorldModel
+from simulator.world_model import WEIGHTS, WorldModel
 
 
 def export(

@@ -9,12 +9,15 @@ writes and what listens learns from the first step, and the readers from the sec
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
 from simulator.transformer import Transformer, TransformerConfig
+from simulator.world_model import WEIGHTS
 
 # what writes into the residual stream, and what reads it behind a norm
 WRITERS = ("patch_in", "previous_in", "rays_in", "rays_unknown", "register", "action_in.2")
@@ -22,6 +25,7 @@ WRITERS += (".out.", ".down.", "to_tokens")
 READERS = (".queries.", "attention.keys_values.", "gate_up.", "from_tokens.weight")
 READERS += ("patch_out.weight", "heads_out.0.weight")
 PARTS = {"keys_values.": 2, "gate_up.": 2, "modulation": 6}  # stacked in one tensor's rows
+OF_WORLDS = ("world.", "action_in.0.")  # what means nothing in other worlds
 SHIFTS = (0, 3)  # of the six parts of a modulation
 
 
@@ -38,6 +42,25 @@ def grows_into(small: TransformerConfig, large: TransformerConfig) -> bool:
         and large.width >= small.width
         and large.reach >= small.reach
     )
+
+
+def started(source: Path, config: TransformerConfig, other_worlds: bool = False) -> Transformer:
+    """The transformer of the model in folder `source`, grown to the shape `config`; for other worlds it knows
+    nothing of its own any more, and nothing of their actions."""
+    theirs = as_config(TransformerConfig, read_json(source / CONFIG)["transformer"], source / CONFIG)
+    small = Transformer(theirs)
+    load_weights(source / WEIGHTS, small)
+    if other_worlds:
+        fresh = Transformer(for_worlds_of(theirs, config))
+        kept = {name: part for name, part in small.state_dict().items() if not name.startswith(OF_WORLDS)}
+        fresh.load_state_dict(kept, strict=False)
+        small = fresh
+    return grown(small, config)
+
+
+def for_worlds_of(shape: TransformerConfig, other: TransformerConfig) -> TransformerConfig:
+    """The shape with room for another's worlds and actions."""
+    return replace(shape, worlds=other.worlds, action_width=other.action_width)
 
 
 @torch.no_grad()

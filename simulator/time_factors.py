@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import tyro
 
-from simulator.checkpoint import CONFIG, check_writable, read_json, write_json
+from simulator.checkpoint import CONFIG, check_writable, model_folder, read_json, write_json
 from simulator.clips import Episode
 from simulator.fidelity import STEPS, held_out_episodes, measure
 from simulator.metrics import psnr
-from simulator.world_model import PRETRAINED, WorldModel
+from simulator.world_model import WorldModel
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def tokenizer_psnr(model: WorldModel, episodes: Sequence[Episode]) -> float:
 
 def trained_minutes(checkpoint: str) -> float:
     """Of the tokenizer and the transformer together, as the checkpoint says."""
-    folder = PRETRAINED if checkpoint == "default" else Path(checkpoint)
+    folder = model_folder(checkpoint)
     made = read_json(folder / CONFIG).get("made", {})
     return float(made.get("minutes", np.nan)) + float(made.get("tokenizer", {}).get("minutes", np.nan))
 

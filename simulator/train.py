@@ -41,7 +41,7 @@ from simulator.checkpoint import (
     check_writable,
     code_version,
     fingerprint,
-    load_weights,
+    model_folder,
     read_json,
     save_weights,
     write_json,
@@ -60,7 +60,7 @@ from simulator.distributed import (
 )
 from simulator.estimate import check_fits, estimate
 from simulator.flow import add_noise
-from simulator.grow import grown, grows_into
+from simulator.grow import for_worlds_of, grows_into, started
 from simulator.latents import LatentEpisodes, encode_episode, load_latents
 from simulator.memory import free_bytes
 from simulator.optim import (
@@ -102,6 +102,7 @@ class Job:
     compiled: bool
     recomputed: bool  # activations, in the backward pass
     start_from: Path | None = None  # a world model whose weights are the first ones
+    other_worlds: bool = False  # than that model's
 
 
 def loss_of(
@@ -190,7 +191,9 @@ def preview(out: Path, model: WorldModel, data: LatentEpisodes, tokenizer: Token
 
 def train(
     data: Annotated[Path, tyro.conf.arg(help="folder of recorded episodes (searched with its sub-folders)")],
-    tokenizer: Annotated[Path, tyro.conf.arg(help="run folder of `orrery train tokenizer`")],
+    tokenizer: Annotated[
+        Path, tyro.conf.arg(help="run folder of `orrery train tokenizer`, or 'default': the shipped one")
+    ],
     out: Annotated[Path, tyro.conf.arg(help="run folder to write")],
     preset: Annotated[str, tyro.conf.arg(help=", ".join(PRESETS))] = "small",
     minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
@@ -219,9 +222,13 @@ def train(
     start_from: Annotated[
         Path | None,
         tyro.conf.arg(
-            help="world model to train further, of this tokenizer and worlds; a larger preset grows it"
+            help="world model to train further ('default': the shipped one), of this tokenizer; a larger "
+            "preset grows it"
         ),
     ] = None,
+    other_worlds: Annotated[
+        bool, tyro.conf.arg(help="--start-from knows other worlds: keep all but what it knows of those")
+    ] = False,
     compile: Annotated[
         bool, tyro.conf.arg(help="torch.compile: faster after minutes, needs a C++ compiler")
     ] = False,
@@ -249,9 +256,9 @@ def train(
     torch.manual_seed(seed)
     config = PRESETS[preset]
     with joined(device) as (processes, where):
-        job = Job(
-            data, tokenizer, out, config, training, seed, resume, compile, checkpoint_activations, start_from
-        )
+        source, encoder = start_from and model_folder(start_from), model_folder(tokenizer)
+        kept = (seed, resume, compile, checkpoint_activations)
+        job = Job(data, encoder, out, config, training, *kept, source, other_worlds)
         return train_together(job, processes, where, track)
 
 
@@ -312,12 +319,13 @@ def check_same_kind(job: Job, data: LatentEpisodes) -> None:
         )
     theirs, ours = values["world_model"], {"worlds": list(data.worlds), "action_sizes": data.action_sizes}
     for name, mine in ours.items():
-        if theirs[name] != mine:
+        if theirs[name] != mine and not job.other_worlds:
             raise ValueError(
                 f"--start-from: {job.start_from} has {name} {theirs[name]}, the data {mine}; record episodes "
-                "of just those worlds, or train from fresh weights"
+                "of just those worlds, or add --other-worlds to keep all but what it knows of its own"
             )
     config = as_config(TransformerConfig, values["transformer"], source)
+    config = for_worlds_of(config, job.config) if job.other_worlds else config
     if not grows_into(config, job.config):
         raise ValueError(
             f"--start-from: {job.start_from} is of another shape ({config}) than --preset's ({job.config}), "
@@ -343,18 +351,10 @@ def load_together(job: Job, encoder: Tokenizer, processes: Processes) -> tuple[L
     return load_latents(job.data, encoder, version, job.config.action_width)
 
 
-def started(source: Path, config: TransformerConfig) -> Transformer:
-    """The transformer of the model in folder `source`, grown to the shape `config`."""
-    small = Transformer(
-        as_config(TransformerConfig, read_json(source / CONFIG)["transformer"], source / CONFIG)
-    )
-    load_weights(source / WEIGHTS, small)
-    return grown(small, config)
-
-
 def start(job: Job, where: torch.device, processes: Processes) -> Learner[Transformer]:
     """The first weights, their moving average, and optimizers."""
-    first = partial(started, job.start_from, job.config) if job.start_from else None
+    source = job.start_from
+    first = partial(started, source, job.config, job.other_worlds) if source else None
     model = build(job.config, where, processes, first=first)
     average = build(job.config, where, processes, trained=False)
     ema_update(average, model, 0.0)

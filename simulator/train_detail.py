@@ -29,6 +29,7 @@ from simulator.checkpoint import CONFIG, as_config, check_writable, read_json
 from simulator.detail import Grid
 from simulator.distributed import Processes, load_run
 from simulator.flow import add_noise
+from simulator.grow import started
 from simulator.latents import LatentEpisodes
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
@@ -42,7 +43,6 @@ from simulator.train import (
     guess,
     keep,
     load_together,
-    started,
 )
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import Thought, Transformer, TransformerConfig

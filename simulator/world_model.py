@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from simulator.cache import extended, first_frame_of
 from simulator.canvas import Canvas
-from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
+from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
 from simulator.conditions import Conditioner, led_by
 from simulator.flow import Levels, add_noise
 from simulator.memory import free_bytes
@@ -35,7 +35,6 @@ from simulator.transformer import Conditions, Prediction, Transformer, Transform
 from simulator.video import to_uint8, to_unit
 
 WEIGHTS = "world_model.safetensors"
-PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class WorldModel:
 
         Raises ValueError if the folder, its config or its weights are missing, damaged or not safetensors.
         """
-        folder = PRETRAINED if str(name_or_path) == "default" else Path(name_or_path)
+        folder = model_folder(name_or_path)
         if not folder.is_dir():
             raise ValueError(
                 f"checkpoint {name_or_path} is not a folder; "

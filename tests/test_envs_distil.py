@@ -10,6 +10,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from PIL import Image
+from safetensors.torch import load_file
 
 from envs.action_spaces import (
     as_values,
@@ -204,6 +205,25 @@ def test_a_dream_of_an_env_has_its_actions_its_limit_and_its_clock(distilled):
             env.reset(options={"prompt": "a cart"})
         with pytest.raises(ValueError, match="must be in Discrete"):
             env.unwrapped.step(2)
+
+
+def test_a_dream_of_an_env_can_begin_from_a_model_of_other_worlds(distilled, tmp_path):
+    """All that it knows is kept but what it knows of its own worlds and actions."""
+    record("Acrobot-v1", 3, tmp_path / "data", steps=14, height=32, width=32, workers=1)
+    run = {"data": tmp_path / "data", "tokenizer": distilled / "tokenizer", "preset": "tiny", "track": False}
+    with pytest.raises(ValueError, match="add --other-worlds"):
+        train(**run, out=tmp_path / "no", start_from=distilled / "world")
+    train(**run, out=tmp_path / "world", steps=1, start_from=distilled / "world", other_worlds=True)
+    first, now = (load_file(folder / "world" / "world_model.safetensors") for folder in (distilled, tmp_path))
+    assert (
+        set(first) == set(now) and now["action_in.0.weight"].shape[1] < first["action_in.0.weight"].shape[1]
+    )
+    for name in first:
+        if not name.startswith(("world.", "action_in.0.")):
+            assert (first[name] - now[name]).abs().max() < 0.05, name
+    assert (first["world.weight"] - now["world.weight"]).abs().max() > 0.02
+    model = WorldModel.load(tmp_path / "world")
+    assert model.worlds == ("Acrobot",) and model.action_size("Acrobot") == 3
 
 
 def test_a_dream_with_words_and_wide_actions_takes_them(distilled):

@@ -38,7 +38,7 @@ class WorldTraining:
     pictures: int = 256  # single frames in a picture batch
     clip_share: float = 0.07  # of the batches
     shots_share: float = 0.03  # of the batches
-    sweep_share: float = 0.06  # of the batches
+    sweep_share: float = 0.1  # of the batches
     picture_share: float = 0.1  # of the batches
     other_sizes: float = 0.12  # share of the batches in picture sizes other than the most frequent
     flow_maps: float = 0.3  # share of the batches that learn to take large steps

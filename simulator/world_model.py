@@ -132,7 +132,7 @@ class WorldModel:
     def averaging(self) -> WorldModel:
         """The same weights, going to the mean of what may come instead of to one of its ways: nearer to any
         truth, and the further on the more blurred."""
-        return self.with_config(large_steps=False, sampler_steps=2, schedule_power=4.0, commit=False)
+        return self.with_config(large_steps=False, sampler_steps=1, schedule_power=1.0, commit=True)
 
     def with_config(self, **changes: float | int) -> WorldModel:
         """The same weights under other settings (sampler_steps, context_noise)."""

@@ -52,6 +52,7 @@ class Row:
     changed_copy: float
     seen_share: float  # of the pixels, percent: what the first frame shows too, by depth; NaN without depth
     seen_psnr: float  # on these
+    seen_copy: float
     sharpness: float  # ratio to the truth
     shuffled: float  # mean squared error with another episode's actions over that with the true ones
 
@@ -124,6 +125,7 @@ def compare(world: str, step: int, frame: int, seen, truth, dreamed, shuffled, r
         changed_copy=float(np.nanmean(psnr(first, here, changed))),
         seen_share=float(100 * seen.mean()) if seen.any() else float("nan"),
         seen_psnr=float(np.nanmean(psnr(made, here, seen))) if seen.any() else float("nan"),
+        seen_copy=float(np.nanmean(psnr(first, here, seen))) if seen.any() else float("nan"),
         sharpness=float(sharpness(made, here).mean()),
         shuffled=ratio,
     )
@@ -200,8 +202,9 @@ def fidelity_table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| world | step | PSNR dB | copy | gain | ceiling | SSIM | copy | changed % "
-        "| PSNR there | copy there | gain there | seen % | PSNR there | sharpness | shuffled ratio |",
-        "|---" * 16 + "|",
+        "| PSNR there | copy there | gain there | seen % | PSNR there | gain there | sharpness "
+        "| shuffled ratio |",
+        "|---" * 17 + "|",
     ]
     for r in rows:
         lines.append(
@@ -209,7 +212,7 @@ def fidelity_table(rows: list[Row]) -> str:
             f"| {r.psnr - r.copy:+.2f} | {r.ceiling:.1f} | {r.ssim:.3f} | {r.copy_ssim:.3f} "
             f"| {r.changed_share:.1f} | {r.changed_psnr:.2f} | {r.changed_copy:.2f} "
             f"| {r.changed_psnr - r.changed_copy:+.2f} | {r.seen_share:.0f} | {r.seen_psnr:.2f} "
-            f"| {r.sharpness:.2f} "
+            f"| {r.seen_psnr - r.seen_copy:+.2f} | {r.sharpness:.2f} "
             f"| {'' if np.isnan(r.shuffled) else f'{r.shuffled:.2f}'} |"
         )
     return "\n".join(lines)

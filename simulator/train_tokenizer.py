@@ -24,6 +24,7 @@ from simulator.checkpoint import (
     code_version,
     load_learner,
     load_weights,
+    model_folder,
     read_json,
     save_learner,
     save_weights,
@@ -155,7 +156,8 @@ def train_tokenizer(
     finish_decoder: Annotated[
         Path | None,
         tyro.conf.arg(
-            help="start from this tokenizer and train its decoder alone: its latents stay as they are"
+            help="start from this tokenizer ('default': the shipped one) and train its decoder alone: its "
+            "latents stay as they are"
         ),
     ] = None,
     compile: Annotated[
@@ -177,7 +179,7 @@ def train_tokenizer(
     if finish_decoder is not None:
         if time_factor is not None:
             raise ValueError("--time-factor is that of --finish-decoder's tokenizer; leave it out")
-        model = load_tokenizer(finish_decoder, where).train().requires_grad_(True)
+        model = load_tokenizer(model_folder(finish_decoder), where).train().requires_grad_(True)
         model.encoder.requires_grad_(False)
     frames = load_frames(data, training.memory_frames, CLIP_STEPS * model.config.time_factor, rng)
     model.check_size(*frames.pixels.shape[1:3])

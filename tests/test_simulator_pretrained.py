@@ -5,8 +5,9 @@ import json
 import pytest
 
 from envs.record import record
+from simulator.checkpoint import PRETRAINED
 from simulator.fidelity import Row, measure
-from simulator.world_model import PRETRAINED, WorldModel
+from simulator.world_model import WorldModel
 
 EPISODES = 8
 

@@ -55,6 +55,8 @@ def asset(
         0 when written, 3 when the pictures hold nothing that could be reconstructed or extracted.
     """
     form = checked(form, output)
+    if reading.masks is not None and not form.extract:
+        raise ValueError("--masks shows the thing to cut out: add --extract, or write an .xml")
     if view:
         viewer.check_port(port)
     try:

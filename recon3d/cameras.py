@@ -15,6 +15,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+COEFFICIENTS, STRAIGHT = ("k1", "k2", "k3", "k4", "p1", "p2"), 1e-6  # of a lens; up to this it is a pinhole
 OPENGL_FROM_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
 
 
@@ -207,7 +208,7 @@ def from_transforms(transforms: dict[str, Any]) -> tuple[Cameras, list[str]]:
     matrices, sizes = [], set()
     for frame in frames:
         values = {**{k: v for k, v in transforms.items() if k != "frames"}, **frame}
-        bent = [k for k in ("k1", "k2", "k3", "k4", "p1", "p2") if abs(values.get(k) or 0.0) > 1e-6]
+        bent = [name for name in COEFFICIENTS if abs(values.get(name) or 0.0) > STRAIGHT]
         if bent or values.get("camera_model", "OPENCV") not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
             found = bent or values["camera_model"]
             raise ValueError(f"transforms.json must describe pinhole cameras, got {found}; undistort first")

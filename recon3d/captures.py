@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, interpolate
 
-from recon3d.cameras import Cameras, from_transforms
-from recon3d.lens import COEFFICIENTS, lens_of, straightened
+from recon3d.cameras import COEFFICIENTS, Cameras, from_transforms
+from recon3d.lens import lens_of, straightened
 from recon3d.pictures import (
     VIDEO_SUFFIXES,
     Pictures,

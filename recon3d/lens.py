@@ -15,9 +15,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
+from recon3d.cameras import COEFFICIENTS, STRAIGHT
+
 LEAST_BEND = 1e-3  # of the longer side, in a corner
-FISHEYE, STRAIGHT = "OPENCV_FISHEYE", 1e-6
+FISHEYE = "OPENCV_FISHEYE"
 PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 
 

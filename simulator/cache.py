@@ -37,10 +37,8 @@ def first_frame_of(memory: Memory, latents: Float[Tensor, "b n c y x"], noise_le
     return Memory(layers, latents[:, :1], noise_level[:, :1])
 
 
-def extended(past: Memory | None, new: Memory, window: int) -> Memory:
+def extended(past: Memory, new: Memory, window: int) -> Memory:
     """The memory with one more frame, of which only what the next frame may see is kept."""
-    if past is None:
-        return new
     keep = (window - 1) * new.layers[0].keys.shape[2]
     layers = [
         KeysValues(*(torch.cat(pair, dim=2)[:, :, -keep:] for pair in zip(old, fresh, strict=True)))

@@ -41,12 +41,11 @@ class FullWindow(WorldModel):
     ) -> tuple[State, Prediction]:
         state = self._settled(state)
         before = state.window if isinstance(state, WindowState) else None
+        newest_step = Steps(noisy, level, conditions.actions, conditions.actions_known)
         if before is None:
             state, found = super()._predict(state, conditions, noisy, level, next_level)
-            newest_step = Steps(noisy, level, conditions.actions, conditions.actions_known)
             return state, found._replace(memory=newest_step)
         together = led_by(before, conditions)
-        newest_step = Steps(noisy, level, conditions.actions, conditions.actions_known)
         window = Steps(*(torch.cat(pair, dim=1) for pair in zip(before, newest_step, strict=True)))
         frames, there = window.latents.shape[1], level if next_level is None else next_level
         found = self.transformer(

@@ -49,9 +49,7 @@ class WorldModelConfig:
     schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
     large_steps: bool = False  # whether the network is told how far a rollout's sampler steps
-    commit: bool = (
-        True  # a latent step is kept as it came out, by the next one's first call; else as in its last
-    )
+    commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it
 
 
 DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean

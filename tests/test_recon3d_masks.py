@@ -9,7 +9,7 @@ from analytic_scene import render
 from PIL import Image
 from test_recon3d_captures import write_listing, write_video
 
-from recon3d import nerf, sweeps
+from recon3d import asset, nerf, sweeps
 from recon3d.captures import Reading, read_capture
 from recon3d.pictures import read_masks
 from recon3d.refinement import psnr_after_gain
@@ -135,6 +135,8 @@ def test_a_video_masks_the_frames_of_a_video(tmp_path):
 
 def test_missing_masks_are_named(tmp_path):
     write_listing(tmp_path)
+    with pytest.raises(ValueError, match="add --extract"):
+        asset.asset(str(tmp_path), tmp_path / "thing.glb", reading=Reading(masks=tmp_path))
     few = write_masks(tmp_path / "few", [f"{k}.png" for k in range(12) if k != 3])
     with pytest.raises(ValueError, match=r"3\.png has none\), or 12 in their order, got 11"):
         read_capture(tmp_path, Reading(ignore=few))

@@ -226,7 +226,7 @@ def test_rollout_with_cache_equals_one_forward_under_the_sliding_window(transfor
                 latents[:, k : k + 1], level[:, k : k + 1], one_frame(c, k), None, float(k), past
             )
             found.append(step.data)
-            past = extended(past, step.memory, window)
+            past = step.memory if past is None else extended(past, step.memory, window)
     assert n > 3 * window and whole.data.abs().max() > 0.1
     assert torch.allclose(torch.cat(found, dim=1), whole.data, atol=2e-5)
 

@@ -116,6 +116,7 @@ def bench(
     nerfacto_minutes: float | None = None,
     scenes: int = 10,
     size: int = 128,
+    device: str = "cpu",
 ) -> int:
     """Speed of the dream, of the reference worlds and of the NeRF beside nerfacto, in one run.
 
@@ -137,7 +138,7 @@ def bench(
         nerfacto_minutes: let nerfacto train so long and say how much sooner our NeRF reaches its best.
         scenes: how many scenes are rebuilt or filmed; their seeds follow one another.
         size: height (and width) of the pictures of scenes and poses.
-    """
+        device: of the dream: cpu, or cuda."""
     counts = {"steps": [steps], "turns": [turns], "batch": [batch], "scenes": [scenes], "size": [size]}
     for name, values in (counts | {"sizes": sizes, "rows": rows, "threads": threads}).items():
         if min(values, default=0) < 1:
@@ -147,7 +148,7 @@ def bench(
     before = os.getloadavg()[0]
     contestants: list[Contestant] = []
     if what in ("all", "dream"):
-        contestants += dream_contestants(WorldModel.load(checkpoint), steps, batch, seed)
+        contestants += dream_contestants(WorldModel.load(checkpoint, device), steps, batch, seed)
     if what == "peers" or (what == "all" and peer):
         grid = (sizes, rows, threads) if what == "peers" else ((64,), (1,), (1, 2))
         contestants += peer_contestants(WorldModel.load(checkpoint), peer, *grid, steps, seed)
@@ -159,8 +160,7 @@ def bench(
     tables, results = [], {}
     if what in RECONSTRUCTIONS:
         tables, results = reconstructions(what, preset, seed, nerfacto_minutes, scenes, size, sizes, out)
-    after = os.getloadavg()[0]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    after, machine = os.getloadavg()[0], machine_of(device)
     print(f"{machine}; load {before:.1f} before, {after:.1f} after (other programs' load slows wall times)")
     if timings:
         tables = [speed_table(timings), *([COST_ONLY] if any(t.setting for t in timings) else []), *tables]
@@ -172,11 +172,17 @@ def bench(
     return 0
 
 
+def machine_of(device: str) -> str:
+    """What the numbers were taken on."""
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
+    return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}{gpu}"
+
+
 def dream_contestants(model: WorldModel, steps: int, batch: int, seed: int) -> list[Contestant]:
-    """The dream's Room, decode included: one row and `batch` rows on 1 and on 2 threads, in fp32 and in
-    bf16."""
-    found = []
-    for kind, rows, threads in product((model, model.faster()), (1, batch), (1, 2)):
+    """The dream's Room, decode included: one row and `batch` rows on 1 and, where the CPU does the work, on 2
+    threads, in fp32 and in bf16."""
+    found, threadings = [], (1, 2) if model.device.type == "cpu" else (1,)
+    for kind, rows, threads in product((model, model.faster()), (1, batch), threadings):
         rollout = DreamRollout(kind, rows, seed)
         name = f"dream Room {model.height}x{model.width}, {rows} row{'s' * (rows > 1)}"
         name += ", bf16" * kind.in_bf16

@@ -32,8 +32,9 @@ from simulator.clips import (
     write_episode,
 )
 from simulator.distributed import joined
+from simulator.job import Job
 from simulator.latents import world_name
-from simulator.train import Job, train_together
+from simulator.train import train_together
 from simulator.transformer import PRESETS
 from simulator.video import write_image
 from simulator.world_model import WorldModel

@@ -109,7 +109,7 @@ class Cameras:
             indexing="ij",
         )
         pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).to(self.K)
-        local = einsum(torch.linalg.inv(self.K), pixels, "n i j, h w j -> n h w i")
+        local = einsum(torch.linalg.inv_ex(self.K)[0], pixels, "n i j, h w j -> n h w i")
         return einsum(self.c2w[:, :3, :3], local, "n i j, n h w j -> n h w i")
 
     def _grid_rays(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from simulator.flow import Levels, add_noise, loss_weight, move, towards
-from simulator.latents import LatentEpisodes, Windows, draw
+from simulator.latents import LatentEpisodes, Windows, draw, sent
 from simulator.text import WIDTH
 from simulator.transformer import Before, Conditions, frames_before
 
@@ -44,7 +44,7 @@ class WorldTraining:
     flow_maps: float = 0.3  # share of the batches that learn to take large steps
     forced: float = 0.75  # share of the rollout windows with noise in all frames, each told the one before
     own_past: float = (
-        0.25  # share of the rollout batches whose past is the model's own, after half of the run
+        0.3  # share of the rollout batches whose past is the model's own, after a third of the run
     )
     world_weights: tuple[
         float, ...
@@ -66,6 +66,13 @@ class WorldTraining:
             "picture": self.picture_share,
         }
         return {"rollout": 1 - sum(shares.values()), **shares}
+
+    def scaled(self, times: float) -> WorldTraining:
+        """The same with batches of so many times the windows. Raises ValueError if none would be left."""
+        if not times > 0:
+            raise ValueError(f"--batch-scale must be above 0, got {times}")
+        sizes = {name: getattr(self, name) for name in ("rollout_clips", "sweep_clips", "pictures")}
+        return replace(self, **{name: max(1, round(size * times)) for name, size in sizes.items()})
 
     def windows(self, kind: str, window: int) -> tuple[int, int]:
         """How many windows a batch of a kind holds, and their latent steps. window: a rollout's."""
@@ -93,6 +100,7 @@ TRAININGS = {
 }
 SHOTS = 3  # in a clip with cuts, at most
 PURE_NOISE = {"rollout": 0.75}  # share of a kind's unknown frames
+GENERATIONS = 3  # of the model's own frames that a past may stand on, at most
 KNOWN = 0.12  # noise level up to which a frame counts as known
 
 
@@ -218,7 +226,11 @@ def choose_episodes(
             "record longer ones, or set the share of such batches to 0"
         )
     world = rng.choice(len(by_world), size=count, p=weights / weights.sum())
-    return np.array([rng.choice(by_world[w]) for w in world])
+    found = np.zeros(count, int)
+    for w, choices in enumerate(by_world):
+        here = world == w
+        found[here] = choices[rng.integers(max(1, len(choices)), size=here.sum())] if here.any() else 0
+    return found
 
 
 def moving_cameras(data: LatentEpisodes, episode: int) -> bool:
@@ -249,7 +261,7 @@ def make_batch(
 ) -> Batch:
     """Draw windows of one kind and what they are conditioned on. scale: of the number of windows."""
     clips, frames = training.windows(kind, window)
-    clips, how = max(1, round(clips * scale)), KINDS[kind]
+    clips, how, device = max(1, round(clips * scale)), KINDS[kind], data.latents.device
     episodes = choose_episodes(data, training, rng, clips, frames, kind)
     windows = draw(
         data, episodes, frames, rng, from_start=how.from_start, max_stride=how.max_stride, shots=how.shots
@@ -258,21 +270,16 @@ def make_batch(
     if how.causal:
         is_forced = rng.random(clips) < training.forced
         drawn = np.where(is_forced[:, None], some_noise(rng, clips, frames, kind), drawn)
-        nearly = torch.from_numpy(rng.uniform(0, KNOWN, drawn.shape).astype(np.float32))
-        clean = add_noise(
-            windows.latents,
-            torch.from_numpy(rng.standard_normal(windows.latents.shape, dtype=np.float32)),
-            nearly,
-        )
-        told, forced = frames_before(clean, nearly), torch.from_numpy(is_forced)
-    level = torch.from_numpy(drawn)
-    noise = torch.from_numpy(rng.standard_normal(windows.latents.shape, dtype=np.float32))
+        nearly = sent(rng.uniform(0, KNOWN, drawn.shape).astype(np.float32), device)
+        clean = add_noise(windows.latents, gaussian_like(windows.latents, rng), nearly)
+        told, forced = frames_before(clean, nearly), sent(is_forced, device)
+    level, noise = sent(drawn, device), gaussian_like(windows.latents, rng)
     return Batch(
         windows.latents,
         noise,
         level,
-        level,
-        windows.latents,
+        level.clone(),  # compiled code is made once for twice the same tensor, and again for two
+        windows.latents.clone(),
         _conditions(data, windows, training, how, text_tokens, rng),
         how.causal,
         told,
@@ -282,11 +289,18 @@ def make_batch(
     )
 
 
+def gaussian_like(latents: Tensor, rng: np.random.Generator) -> Tensor:
+    """Standard normal noise, made where the latents are."""
+    generator = torch.Generator(latents.device).manual_seed(int(rng.integers(2**62)))
+    return torch.randn(latents.shape, generator=generator, device=latents.device)
+
+
 def text_room(data: LatentEpisodes) -> int:
     """Prompt tokens that any window may need, shots included, rounded up so that shapes stay few."""
-    longest = max(len(data.text[row]) for rows in data.captions for row in rows)
-    naming = max(len(data.text[rows[0]]) for rows in data.captions)
-    return max(8, -(-(longest + (SHOTS - 1) * naming) // 8) * 8)
+    lengths = np.diff(data.phrases)
+    longest = lengths[list({row for rows in data.captions for row in rows})].max()
+    naming = lengths[list({rows[0] for rows in data.captions})].max()
+    return max(8, -(-int(longest + (SHOTS - 1) * naming) // 8) * 8)
 
 
 def _conditions(
@@ -297,24 +311,27 @@ def _conditions(
     text_tokens: int,
     rng: np.random.Generator,
 ) -> Conditions:
-    clips = len(windows.captions)
+    clips, device = len(windows.captions), windows.latents.device
 
     def kept(share: float) -> Tensor:
-        return torch.from_numpy(rng.random((clips, 1)) < share)
+        return sent(rng.random((clips, 1)) < share, device)
 
-    text = torch.zeros(clips, text_tokens, WIDTH)
-    known = torch.zeros(clips, text_tokens, dtype=torch.bool)
-    tells_of = torch.zeros(clips, text_tokens, dtype=torch.long)
+    word, tells_of = np.full((clips, text_tokens), -1), np.zeros((clips, text_tokens), int)
     for clip, rows in enumerate(windows.captions):
-        words = torch.cat([data.text[row] for row in rows])
-        text[clip, : len(words)], known[clip, : len(words)] = words.float(), True
-        parts = torch.tensor([len(data.text[row]) for row in rows])
-        tells_of[clip, : len(words)] = torch.arange(len(rows)).repeat_interleave(parts)
+        end = 0
+        for shot, row in enumerate(rows):
+            first, after = data.phrases[row : row + 2]
+            begin, end = end, min(end + after - first, text_tokens)  # room is as of before what came later
+            word[clip, begin:end], tells_of[clip, begin:end] = first + np.arange(end - begin), shot
+    known = sent(word >= 0, device)
+    text = (
+        data.words[sent(word.clip(0), device)] if len(data.words) else torch.zeros(clips, text_tokens, WIDTH)
+    )
     cameras = ~windows.rays.isnan().any(dim=(2, 3, 4)) & kept(how.cameras)
     return Conditions(
-        text=text,
+        text=text.float() * known[..., None],
         text_known=known & kept(1 - training.drop_text),
-        text_shot=tells_of,
+        text_shot=sent(tells_of, device),
         shot=windows.shot,
         world=torch.where(kept(0.9)[:, 0], windows.world, torch.zeros_like(windows.world)),
         actions=windows.actions,
@@ -331,9 +348,9 @@ def with_large_steps(
     Frans et al. 2024, for any two levels). predict: noisy, level, next level -> data."""
     start = batch.noise_level
     free, each = start > KNOWN, "b n -> b n 1 1 1"
-    share = torch.from_numpy(rng.random(start.shape, dtype=np.float32)).to(start.device)
+    share = sent(rng.random(start.shape, dtype=np.float32), start.device)
     end = torch.where(free, start * (2 * share - 1).clamp_min(0), start)
-    middle = end + (start - end) * torch.from_numpy(rng.uniform(0.2, 0.8, start.shape)).to(start)
+    middle = end + (start - end) * sent(rng.uniform(0.2, 0.8, start.shape).astype(np.float32), start.device)
     noisy = add_noise(batch.data, batch.noise, start)
     halfway = move(noisy, predict(noisy, start, middle), start, middle)
     arrived = move(halfway, predict(halfway, middle, end), middle, end)
@@ -342,18 +359,27 @@ def with_large_steps(
 
 
 def with_own_past(
-    batch: Batch, predict: Callable[[Tensor, Levels, Levels], Tensor], rng: np.random.Generator
+    batch: Batch,
+    predict: Callable[[Tensor, Levels, Levels], Tensor],
+    rng: np.random.Generator,
+    generations: int = 1,
 ) -> Batch:
     """The batch with every other frame replaced by what the model makes of it in one step from its
     neighbours, nearly clean, as the past that the others are to follow: so training meets its own errors
-    (Self Forcing, Huang et al. 2025, in its cheapest form)."""
+    (Self Forcing, Huang et al. 2025, in its cheapest form). With more `generations` the neighbours
+    were made so first, from theirs: errors that have gone on for a few steps."""
     level = batch.noise_level
-    past = torch.from_numpy(rng.uniform(0, KNOWN, level.shape)).to(level)
-    own = (torch.arange(level.shape[1], device=level.device) + int(rng.integers(2))) % 2 == 0
-    own = (own & (torch.arange(level.shape[1], device=level.device) > 0)).expand_as(level)
-    start = torch.where(own, torch.ones_like(level), past)
-    made = predict(add_noise(batch.data, batch.noise, start), start, start)
-    data = torch.where(rearrange(own, "b n -> b n 1 1 1"), made, batch.data)
+    past = sent(rng.uniform(0, KNOWN, level.shape).astype(np.float32), level.device)
+    frame, odd = torch.arange(level.shape[1], device=level.device), int(rng.integers(2))
+    data, own = batch.data, torch.zeros_like(level, dtype=torch.bool)
+    for turn in reversed(range(generations)):
+        own = (((frame + odd + turn) % 2 == 0) & (frame > 0)).expand_as(level)
+        start = torch.where(own, torch.ones_like(level), past)
+        made = predict(add_noise(data, batch.noise, start), start, start)
+        data = torch.where(rearrange(own, "b n -> b n 1 1 1"), made, data)
+    data = torch.where(rearrange(own, "b n -> b n 1 1 1"), data, batch.data)
     following = torch.where(own, past, level)
     forced = None if batch.forced is None else torch.zeros_like(batch.forced)
-    return batch._replace(data=data, target=data, noise_level=following, next_level=following, forced=forced)
+    return batch._replace(
+        data=data, target=data.clone(), noise_level=following, next_level=following.clone(), forced=forced
+    )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,9 @@ class LatentEpisodes:
     K: Float[Tensor, "episodes 3 3"]  # NaN where an episode has no cameras
     world: Int[Tensor, " episodes"]
     starts: Int[np.ndarray, " episodes1"]
-    captions: list[list[int]]  # of each episode: rows of `text`, the first naming only the things
-    text: list[Float[Tensor, "_ e"]]
+    captions: list[list[int]]  # of each episode: phrases, the first naming only the things
+    words: Float[Tensor, "words e"]  # of all phrases, end to end
+    phrases: Int[np.ndarray, " phrases1"]  # where each begins
     worlds: tuple[str, ...]
     action_sizes: dict[str, int]
     height: int
@@ -76,6 +77,10 @@ class LatentEpisodes:
     def episodes(self) -> int:
         return len(self.captions)
 
+    def on(self, device: torch.device) -> LatentEpisodes:
+        """The same with the bulk of it on a device, where `draw` then makes its windows."""
+        return replace(self, latents=self.latents.to(device), words=self.words.to(device))
+
     def length(self, episode: int) -> int:
         return int(self.starts[episode + 1] - self.starts[episode])
 
@@ -83,6 +88,93 @@ class LatentEpisodes:
         """The world's episodes that have at least so many latent steps."""
         long_enough = np.diff(self.starts) >= frames
         return np.flatnonzero((self.world.numpy() == self.worlds.index(name) + 1) & long_enough)
+
+
+class Library:
+    """Recorded episodes as latents, encoded where needed; more can be added while a model trains. Actions are
+    padded to `action_width`, or to the widest."""
+
+    def __init__(self, tokenizer: Tokenizer, version: str, action_width: int):
+        self._tokenizer, self._version, self._action_width = tokenizer, version, action_width
+        self._paths: set[Path] = set()
+        self._action_sizes: dict[str, int] = {}  # by world
+        self._sizes: dict[tuple[int, int], _Rows] = defaultdict(_Rows)
+        self._phrases: dict[str, int] = {}
+        self._text: list[Float[Tensor, "_ e"]] = []  # of the phrases, as far as they are read
+        self._firsts: dict[str, Episode] = {}
+        self._origins: dict[str, Origin] | None = None
+
+    def add(self, paths: Sequence[Path], progress: bool = True) -> int:
+        """Read the episodes that are not here yet; how many these were. Raises ValueError if one is of
+        another kind than its world's others."""
+        new = [path for path in paths if path not in self._paths]
+        for path in tqdm(new, desc="encoding episodes", unit="ep", mininterval=5, disable=not progress):
+            episode = read_episode(path)
+            latents = encode_episode(path, self._tokenizer, self._version)
+            name = world_name(episode.env_id)
+            check_same(name, path, episode, self._firsts.setdefault(name, episode))
+            self._action_sizes[name] = episode.actions.shape[1]
+            rows = self._sizes[episode.frames.shape[1], episode.frames.shape[2]]
+            for key, value in _rows(episode, latents, self._tokenizer.config.time_factor, path).items():
+                rows.parts[key].append(torch.from_numpy(value))
+            rows.worlds.append(name)
+            words = list(dict.fromkeys(episode.captions or [episode.prompt]))
+            rows.captions.append([self._phrases.setdefault(word, len(self._phrases)) for word in words])
+            self._paths.add(path)
+        return len(new)
+
+    def buckets(self, progress: bool = True) -> tuple[LatentEpisodes, ...]:
+        """All that is here: one entry for each picture size, that with the most rows first; all share worlds
+        and captions. How rewards are scaled is settled by the first call."""
+        fresh = list(self._phrases)[len(self._text) :]
+        embedded = embed(fresh, progress=progress)
+        self._text += [e.half() if word else e[:0] for word, e in zip(fresh, embedded, strict=True)]
+        if self._origins is None:
+            self._origins = self._found_origins()
+        width, order = max(self._action_width, *self._action_sizes.values()), sorted(self._action_sizes)
+        words, phrases = torch.cat(self._text), np.cumsum([0, *map(len, self._text)])
+        found = []
+        for (high, wide), rows in self._sizes.items():
+            parts = {
+                **rows.parts,
+                "actions": [pad(a, (0, width - a.shape[1])) for a in rows.parts["actions"]],
+                "rewards": [
+                    reward / self._origins[name].reward_scale if name in self._origins else reward
+                    for name, reward in zip(rows.worlds, rows.parts["rewards"], strict=True)
+                ],
+            }
+            found.append(
+                LatentEpisodes(
+                    **{key: torch.cat(value) for key, value in parts.items()},
+                    world=torch.tensor([order.index(name) + 1 for name in rows.worlds]),
+                    starts=np.cumsum([0, *map(len, rows.parts["latents"])]),
+                    captions=list(rows.captions),
+                    words=words,
+                    phrases=phrases,
+                    worlds=tuple(order),
+                    action_sizes=dict(self._action_sizes),
+                    height=high,
+                    width=wide,
+                    origins=self._origins,
+                )
+            )
+        return tuple(sorted(found, key=lambda bucket: -len(bucket.latents)))
+
+    def _found_origins(self) -> dict[str, Origin]:
+        """Of every world that has one."""
+        silent, origins = self._phrases.get(""), {}
+        for name, first in self._firsts.items():
+            found = [
+                (rows, k)
+                for rows in self._sizes.values()
+                for k, world in enumerate(rows.worlds)
+                if world == name
+            ]
+            prompted = any(rows.captions[k] != [silent] for rows, k in found)
+            origin = origin_of(first, prompted, [rows.parts["rewards"][k][1:].numpy() for rows, k in found])
+            if origin is not None:
+                origins[name] = origin
+        return origins
 
 
 def load_latents(
@@ -93,47 +185,10 @@ def load_latents(
     choose: Callable[[Path], list[Path]] = training_episodes,
 ) -> tuple[LatentEpisodes, ...]:
     """Read, and encode where needed, every episode under `data` that may be trained on (held-out seeds may
-    not; `choose` asks for others). One entry for each picture size, that with the most rows first; all share
-    worlds and captions. Actions are padded to `action_width`, or to the widest."""
-    names: dict[str, int] = {}  # a world's actions
-    sizes: dict[tuple[int, int], _Rows] = defaultdict(_Rows)
-    phrases: dict[str, int] = {}
-    firsts: dict[str, Episode] = {}
-    for path in tqdm(choose(data), desc="encoding episodes", unit="ep", mininterval=5):
-        episode = read_episode(path)
-        latents = encode_episode(path, tokenizer, version)
-        name = world_name(episode.env_id)
-        check_same(name, path, episode, firsts.setdefault(name, episode))
-        names[name] = episode.actions.shape[1]
-        rows = sizes[episode.frames.shape[1], episode.frames.shape[2]]
-        for key, value in _rows(episode, latents, tokenizer.config.time_factor, path).items():
-            rows.parts[key].append(torch.from_numpy(value))
-        rows.worlds.append(name)
-        words = list(dict.fromkeys(episode.captions or [episode.prompt]))
-        rows.captions.append([phrases.setdefault(word, len(phrases)) for word in words])
-    order = sorted(names)
-    origins = _scaled_rewards(firsts, phrases, list(sizes.values()))
-    width = max(action_width, *names.values())
-    for rows in sizes.values():
-        rows.parts["actions"] = [pad(a, (0, width - a.shape[1])) for a in rows.parts["actions"]]
-    embedded = embed(list(phrases), progress=True)
-    text = [e.half() if word else e[:0] for word, e in zip(phrases, embedded, strict=True)]
-    found = [
-        LatentEpisodes(
-            **{key: torch.cat(value) for key, value in rows.parts.items()},
-            world=torch.tensor([order.index(name) + 1 for name in rows.worlds]),
-            starts=np.cumsum([0, *map(len, rows.parts["latents"])]),
-            captions=rows.captions,
-            text=text,
-            worlds=tuple(order),
-            action_sizes=names,
-            height=size[0],
-            width=size[1],
-            origins=origins,
-        )
-        for size, rows in sizes.items()
-    ]
-    return tuple(sorted(found, key=lambda bucket: -len(bucket.latents)))
+    not; `choose` asks for others), as `Library.buckets`."""
+    library = Library(tokenizer, version, action_width)
+    library.add(choose(data))
+    return library.buckets()
 
 
 @dataclass
@@ -143,24 +198,6 @@ class _Rows:
     parts: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     worlds: list[str] = field(default_factory=list)
     captions: list[list[int]] = field(default_factory=list)
-
-
-def _scaled_rewards(
-    firsts: dict[str, Episode], phrases: dict[str, int], sizes: list[_Rows]
-) -> dict[str, Origin]:
-    """The origin of every world that has one; its rewards are scaled in place."""
-    silent = phrases.get("")
-    origins = {}
-    for name, first in firsts.items():
-        found = [(rows, k) for rows in sizes for k, world in enumerate(rows.worlds) if world == name]
-        prompted = any(rows.captions[k] != [silent] for rows, k in found)
-        origin = origin_of(first, prompted, [rows.parts["rewards"][k][1:].numpy() for rows, k in found])
-        if origin is None:
-            continue
-        origins[name] = origin
-        for rows, k in found:
-            rows.parts["rewards"][k] = rows.parts["rewards"][k] / origin.reward_scale
-    return origins
 
 
 def _rows(episode: Episode, latents: np.ndarray, factor: int, path: Path) -> dict[str, np.ndarray]:
@@ -213,52 +250,71 @@ def draw(
 
     A window may skip frames: all its steps are `stride` apart, the stride drawn up to `max_stride` and as the
     length allows. It may be cut into up to `shots` shots, each from elsewhere in the same episode. Captions
-    tell what the first frame shows; a shot from elsewhere gets the first caption, which only names things.
+    tell what the first frame shows; other windows, and later shots, get the first, which only names things.
     """
-    rows, captions, follows, shot = [], [], [], []
-    for episode in episodes:
-        length = data.length(int(episode))
-        if length < frames:
-            raise ValueError(
-                f"a window of {frames} latent steps does not fit an episode of {length}; record longer ones"
-            )
-        longest = min(max_stride, (length - 1) // max(1, frames - 1))
-        stride = int(rng.integers(1, longest + 1)) if frames > 1 else 1
-        cuts = np.sort(rng.choice(np.arange(2, frames - 1), int(rng.integers(shots)), replace=False))
-        index, told = [], []
-        for part in np.split(np.arange(frames), cuts):
-            first = int(rng.integers(length - (len(part) - 1) * stride))
-            first = 0 if not index and rng.random() < from_start else first
-            index.append(first + stride * np.arange(len(part)))
-            choices = data.captions[episode]
-            told.append(choices[rng.integers(len(choices))] if first == 0 else choices[0])
-        rows.append(data.starts[episode] + np.concatenate(index))
-        follows.append(np.append(False, np.diff(rows[-1]) == 1))
-        shot.append(np.repeat(np.arange(len(index)), [len(part) for part in index]))
-        captions.append(told)
-    index = torch.from_numpy(np.stack(rows))
-    which = torch.from_numpy(np.asarray(episodes))
+    b, lengths = len(episodes), np.diff(data.starts)[episodes]
+    if lengths.min() < frames:
+        raise ValueError(
+            f"a window of {frames} latent steps does not fit an episode of {lengths.min()}; "
+            "record longer ones"
+        )
+    longest = np.minimum(max_stride, (lengths - 1) // max(1, frames - 1))
+    stride = rng.integers(1, longest + 1)[:, None] if frames > 1 else np.ones((b, 1), int)
+    # a cut at `frames` is none
+    cuts = np.where(
+        np.arange(1, shots) <= rng.integers(shots, size=(b, 1)), _cuts(rng, b, frames, shots), frames
+    )
+    shot = (np.arange(frames)[:, None] >= cuts[:, None]).sum(axis=2)
+    begins = np.concatenate([np.zeros((b, 1), int), np.sort(cuts, axis=1)], axis=1)
+    steps = np.diff(begins, axis=1, append=frames)
+    first = rng.integers(np.maximum(1, lengths[:, None] - (steps - 1).clip(0) * stride))
+    first[rng.random(b) < from_start, 0] = 0
+    within = np.arange(frames) - np.take_along_axis(begins, shot, axis=1)
+    rows = data.starts[episodes][:, None] + np.take_along_axis(first, shot, axis=1) + stride * within
+    follows = np.diff(rows, axis=1, prepend=-2) == 1
+    pick = rng.random(b)
+    captions = [
+        [
+            choices[int(pick[k] * len(choices))] if part == first[k, 0] == 0 else choices[0]
+            for part in range(int(shot[k, -1]) + 1)
+        ]
+        for k, choices in enumerate(data.captions[episode] for episode in episodes)
+    ]
+    index, which, device = torch.from_numpy(rows), torch.from_numpy(np.asarray(episodes)), data.latents.device
     return Windows(
-        data.latents[index].float(),
-        data.actions[index],
-        torch.from_numpy(np.stack(follows)),
-        data.rewards[index],
-        data.terminated[index],
+        data.latents[sent(index, device)].float(),
+        sent(data.actions[index], device),
+        sent(follows, device),
+        sent(data.rewards[index], device),
+        sent(data.terminated[index], device),
         window_rays(data, which, index),
-        data.world[which],
-        torch.from_numpy(np.stack(shot)),
+        sent(data.world[which], device),
+        sent(shot, device),
         captions,
     )
+
+
+def _cuts(rng: np.random.Generator, clips: int, frames: int, shots: int) -> Int[np.ndarray, "b cuts"]:
+    """Different places for cuts, in no order; a shot has at least two frames at a clip's start and end."""
+    places = np.broadcast_to(np.arange(2, max(frames - 1, 1 + shots)), (clips, max(frames - 3, shots - 1)))
+    return rng.permuted(places, axis=1)[:, : shots - 1]
+
+
+def sent(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Values on a device. A GPU goes on with its work meanwhile: from memory that may be paged out it could
+    not."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def window_rays(data: LatentEpisodes, episodes: Tensor, index: Tensor) -> Float[Tensor, "b n 6 y x"]:
     """Plücker rays of the latents' cells, relative to each window's first camera; NaN where there are no
     cameras."""
-    b, n = index.shape
-    c2w = data.c2w[index].double()
+    (b, n), device = index.shape, data.latents.device
+    c2w = sent(data.c2w[index].double(), device)
     relative = rigid_inverse(c2w[:, 0])[:, None] @ c2w
-    K = data.K[episodes]
-    K = torch.where(K.isnan(), torch.eye(3), K)[:, None].expand(b, n, 3, 3)
+    K = sent(data.K[episodes], device)
+    K = torch.where(K.isnan(), torch.eye(3, device=device), K)[:, None].expand(b, n, 3, 3)
     cameras = Cameras(
         rearrange(K, "b n i j -> (b n) i j"),
         rearrange(relative.float(), "b n i j -> (b n) i j"),

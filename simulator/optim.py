@@ -4,11 +4,13 @@ clock."""
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Muon, Optimizer
@@ -68,6 +70,54 @@ def _orthogonal_change(update: Tensor, group: dict) -> Tensor:
     return change.data
 
 
+def _muon_rate(group: dict, shape: torch.Size) -> float:
+    """The rate at which Muon's steps are as large as AdamW's (Liu et al. 2025, section 2.2)."""
+    return group["lr"] * 0.2 * max(shape) ** 0.5
+
+
+def _orthogonal(updates: Float[Tensor, "m rows columns"], group: dict) -> Float[Tensor, "m rows columns"]:
+    """The orthogonal matrix nearest to each, about: Newton and Schulz's iteration (Jordan et al. 2024)."""
+    a, b, c = group["ns_coefficients"]
+    tall = updates.shape[1] > updates.shape[2]
+    x = updates.bfloat16()
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(updates.dtype)
+
+
+class BatchedMuon(Muon):
+    """Muon on whole matrices, those of one shape at once, for a GPU: there a step is otherwise thousands of
+    small products that wait for each other (on a CPU torch's own is sooner done)."""
+
+    @torch.no_grad()
+    def step(self, closure=None):  # type: ignore[override]
+        """One step. The closure of torch's optimizers is not taken: the loop computes the loss."""
+        if closure is not None:
+            raise ValueError("BatchedMuon takes no closure; compute the loss before the step")
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    shapes[matrix.shape].append(matrix)
+            for shape, matrices in shapes.items():
+                self._together(matrices, shape, group)
+
+    def _together(self, matrices: list[Tensor], shape: torch.Size, group: dict) -> None:
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        for matrix in matrices:
+            if "momentum_buffer" not in self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
+        changes = _orthogonal(torch.stack(updates), group).unbind()
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(matrices, changes, alpha=-_muon_rate(group, shape))
+
+
 def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> list[Optimizer]:
     """Muon (Jordan et al. 2024) on hidden matrices, AdamW on the rest: biases, gains, embeddings, first and
     last layers.
@@ -76,10 +126,9 @@ def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> 
     """
     matrices, others = split_parameters(model)
     split = any(isinstance(matrix, DTensor) for matrix in matrices)
+    muon = ShardedMuon if split else BatchedMuon if any(matrix.is_cuda for matrix in matrices) else Muon
     return [
-        (ShardedMuon if split else Muon)(
-            matrices, lr=matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
+        muon(matrices, lr=matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -161,6 +210,7 @@ def take_step(learner: Learner, ema_decay: float) -> None:
 
 def ema_update(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """Exponential moving average of the weights; buffers are left alone."""
+    kept: list[Tensor] = list(ema.parameters())
+    new = [part.to(old.dtype) for part, old in zip(model.parameters(), kept, strict=True)]
     with torch.no_grad():
-        for kept, new in zip(ema.parameters(), model.parameters(), strict=True):
-            kept.lerp_(new.to(kept.dtype), 1 - decay)
+        torch._foreach_lerp_(kept, new, 1 - decay)

@@ -81,7 +81,7 @@ def embed(prompts: list[str], *, batch: int = 64, progress: bool = False) -> lis
             return_tensors="pt",
         )
         with torch.no_grad():
-            states = model(**inputs).last_hidden_state
+            states = model(**inputs.to(model.device)).last_hidden_state.cpu()
         for row, i in enumerate(chosen):
             found[i] = states[row, : int(inputs["attention_mask"][row].sum())].clone()
     return found

@@ -5,12 +5,11 @@ processes share it (`torchrun --nproc-per-node N -m simulator.train ...`), `simu
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +23,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
+from simulator import flags
+from simulator.background import beside
 from simulator.batches import (
+    GENERATIONS,
     TRAININGS,
     Batch,
     WorldTraining,
-    fitting,
     make_batch,
     text_room,
     tokens_in,
@@ -37,10 +38,8 @@ from simulator.batches import (
 )
 from simulator.checkpoint import (
     CONFIG,
-    as_config,
     check_writable,
     code_version,
-    fingerprint,
     model_folder,
     read_json,
     save_weights,
@@ -49,8 +48,6 @@ from simulator.checkpoint import (
 from simulator.clips import read_frames, training_episodes
 from simulator.distributed import (
     Processes,
-    build,
-    economise,
     gathered,
     joined,
     last_checkpoint,
@@ -60,14 +57,12 @@ from simulator.distributed import (
 )
 from simulator.estimate import check_fits, estimate
 from simulator.flow import add_noise
-from simulator.grow import for_worlds_of, grows_into, started
-from simulator.latents import LatentEpisodes, encode_episode, load_latents
+from simulator.job import Job, check_same_kind, fitted, grown, load_together, start
+from simulator.latents import LatentEpisodes
 from simulator.memory import free_bytes
 from simulator.optim import (
     Clock,
     Learner,
-    ema_update,
-    make_optimizers,
     rate_factor,
     set_rates,
     take_step,
@@ -77,32 +72,16 @@ from simulator.tokenizer import Tokenizer
 from simulator.tracking import Run, tracked_run
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
 from simulator.train_tokenizer import load_tokenizer
-from simulator.transformer import PRESETS, Prediction, Transformer, TransformerConfig
+from simulator.transformer import PRESETS, Prediction, Transformer
 from simulator.video import to_uint8, write_video
 from simulator.world_model import WEIGHTS, WorldModel, WorldModelConfig
 
 RESUME = "world_model.resume"
 TEXT_TOKENS = 48  # for the estimate, which comes before the captions are read
 PREVIEW_FRAMES = 17
+FOLLOW_S = 20.0  # between looks for new episodes
 # or else all tensors are laid out for the convolutions, and copied for the rest
 COMPILING: dict[str, Any] = {"layout_optimization": False}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be trained, on what, and where it goes."""
-
-    data: Path
-    tokenizer: Path
-    out: Path
-    config: TransformerConfig
-    training: WorldTraining
-    seed: int
-    resume: bool
-    compiled: bool
-    recomputed: bool  # activations, in the backward pass
-    start_from: Path | None = None  # a world model whose weights are the first ones
-    other_worlds: bool = False  # than that model's
 
 
 def loss_of(
@@ -190,35 +169,26 @@ def preview(out: Path, model: WorldModel, data: LatentEpisodes, tokenizer: Token
 
 
 def train(
-    data: Annotated[Path, tyro.conf.arg(help="folder of recorded episodes (searched with its sub-folders)")],
+    data: flags.Data,
     tokenizer: Annotated[
         Path, tyro.conf.arg(help="run folder of `orrery train tokenizer`, or 'default': the shipped one")
     ],
-    out: Annotated[Path, tyro.conf.arg(help="run folder to write")],
+    out: flags.Out,
     preset: Annotated[str, tyro.conf.arg(help=", ".join(PRESETS))] = "small",
-    minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
-    steps: Annotated[
-        int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")
-    ] = None,
-    save_minutes: Annotated[float | None, tyro.conf.arg(help="between checkpoints")] = None,
-    world_weights: Annotated[
-        tuple[float, ...], tyro.conf.arg(help="how often to draw each world, by name's order")
-    ] = (),
-    sweep_weights: Annotated[tuple[float, ...], tyro.conf.arg(help="for camera sweeps")] = (),
-    picture_weights: Annotated[
-        tuple[float, ...], tyro.conf.arg(help="the same for pictures from words")
-    ] = (),
-    picture_share: Annotated[
-        float | None, tyro.conf.arg(help="of the batches, instead of the preset's")
-    ] = None,
-    micro_batches: Annotated[
-        int | None, tyro.conf.arg(help="batches in a step, over all processes (default: one for each)")
-    ] = None,
-    checkpoint_activations: Annotated[
-        bool, tyro.conf.arg(help="less memory for about a third more arithmetic")
-    ] = False,
+    minutes: flags.Minutes = None,
+    steps: flags.Steps = None,
+    save_minutes: flags.SaveMinutes = None,
+    world_weights: flags.WorldWeights = (),
+    sweep_weights: flags.SweepWeights = (),
+    picture_weights: flags.PictureWeights = (),
+    picture_share: flags.PictureShare = None,
+    other_sizes: flags.OtherSizes = None,
+    batch_scale: flags.BatchScale = 1.0,
+    micro_batches: flags.MicroBatches = None,
+    checkpoint_activations: flags.CheckpointActivations = False,
     seed: int = 0,
-    resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
+    resume: flags.Resume = False,
+    follow: flags.Follow = False,
     start_from: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -229,10 +199,14 @@ def train(
     other_worlds: Annotated[
         bool, tyro.conf.arg(help="--start-from knows other worlds: keep all but what it knows of those")
     ] = False,
-    compile: Annotated[
-        bool, tyro.conf.arg(help="torch.compile: faster after minutes, needs a C++ compiler")
+    other_latents: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="--start-from read another tokenizer, such as --tokenizer before its last training"
+        ),
     ] = False,
-    track: Annotated[bool, tyro.conf.arg(help="log to MLflow")] = True,
+    compile: flags.Compile = False,
+    track: flags.Track = True,
     device: str = "cpu",
 ) -> int:
     """Train the world model's transformer on the latents of recorded episodes."""
@@ -243,6 +217,7 @@ def train(
         "steps": steps,
         "save_minutes": save_minutes,
         "picture_share": picture_share,
+        "other_sizes": other_sizes,
         "micro_batches": micro_batches,
     }
     training = replace(
@@ -251,14 +226,16 @@ def train(
         sweep_weights=sweep_weights,
         picture_weights=picture_weights,
         **{name: value for name, value in asked.items() if value is not None},
-    )
+    ).scaled(batch_scale)
     check_writable(out)
     torch.manual_seed(seed)
     config = PRESETS[preset]
     with joined(device) as (processes, where):
         source, encoder = start_from and model_folder(start_from), model_folder(tokenizer)
+        if follow and processes.count > 1:
+            raise ValueError("--follow is for one process: several would not see new episodes at once")
         kept = (seed, resume, compile, checkpoint_activations)
-        job = Job(data, encoder, out, config, training, *kept, source, other_worlds)
+        job = Job(data, encoder, out, config, training, *kept, source, other_worlds, other_latents, follow)
         return train_together(job, processes, where, track)
 
 
@@ -278,7 +255,8 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
     if processes.first:
         print(needed, flush=True)
     check_fits(needed, free_bytes(where) / processes.local_count, job.recomputed)
-    buckets = load_together(job, encoder, processes)
+    library = load_together(job, encoder, processes)
+    buckets = library.buckets()
     job = fitted(job, buckets[0])
     if job.start_from:
         check_same_kind(job, buckets[0])
@@ -296,71 +274,10 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
             job,
             processes,
             run,
-            lambda averages: keep(learner, averages, job, encoder, buckets, run, processes),
+            lambda averages, seen: keep(learner, averages, job, encoder, seen, run, processes),
+            later=beside(partial(grown, library, job.data), FOLLOW_S) if job.follow else lambda: None,
         )
     return 0
-
-
-def fitted(job: Job, data: LatentEpisodes) -> Job:
-    """The job with room for the data's worlds and actions, and without batches that the data cannot fill."""
-    room, worlds = data.actions.shape[1], max(job.config.worlds, 1 + len(data.worlds))
-    config = replace(job.config, action_width=room, worlds=worlds)
-    return replace(job, config=config, training=fitting(job.training, data))
-
-
-def check_same_kind(job: Job, data: LatentEpisodes) -> None:
-    """Raises ValueError if `start_from` is not a world model of the data's worlds, of this tokenizer's
-    latents and of a shape that grows into the preset's: its weights would mean something else here."""
-    assert job.start_from is not None
-    source, values = job.start_from / CONFIG, read_json(job.start_from / CONFIG)
-    if "world_model" not in values:
-        raise ValueError(
-            f"--start-from: {source} is not a world model's; give a folder of `orrery train world`"
-        )
-    theirs, ours = values["world_model"], {"worlds": list(data.worlds), "action_sizes": data.action_sizes}
-    for name, mine in ours.items():
-        if theirs[name] != mine and not job.other_worlds:
-            raise ValueError(
-                f"--start-from: {job.start_from} has {name} {theirs[name]}, the data {mine}; record episodes "
-                "of just those worlds, or add --other-worlds to keep all but what it knows of its own"
-            )
-    config = as_config(TransformerConfig, values["transformer"], source)
-    config = for_worlds_of(config, job.config) if job.other_worlds else config
-    if not grows_into(config, job.config):
-        raise ValueError(
-            f"--start-from: {job.start_from} is of another shape ({config}) than --preset's ({job.config}), "
-            "and only more heads, a longer reach and first convolutions can be grown"
-        )
-    theirs, ours = (
-        load_tokenizer(folder).encoder.bfloat16().state_dict() for folder in (job.start_from, job.tokenizer)
-    )
-    if any(not torch.equal(theirs[name], ours[name]) for name in ours):
-        raise ValueError(
-            f"--start-from: {job.start_from} was trained on another tokenizer's latents than "
-            f"{job.tokenizer}'s; give --tokenizer {job.start_from}"
-        )
-
-
-def load_together(job: Job, encoder: Tokenizer, processes: Processes) -> tuple[LatentEpisodes, ...]:
-    """The episodes, of which each process has encoded its share."""
-    version = fingerprint(job.tokenizer / TOKENIZER_WEIGHTS)
-    if processes.count > 1:
-        for path in training_episodes(job.data)[processes.rank :: processes.count]:
-            encode_episode(path, encoder, version)
-        processes.wait()
-    return load_latents(job.data, encoder, version, job.config.action_width)
-
-
-def start(job: Job, where: torch.device, processes: Processes) -> Learner[Transformer]:
-    """The first weights, their moving average, and optimizers."""
-    source = job.start_from
-    first = partial(started, source, job.config, job.other_worlds) if source else None
-    model = build(job.config, where, processes, first=first)
-    average = build(job.config, where, processes, trained=False)
-    ema_update(average, model, 0.0)
-    economise(model, recomputed=job.recomputed, compiled=job.compiled and processes.count > 1)
-    optimizers = make_optimizers(model, job.training.matrix_rate, job.training.other_rate)
-    return Learner(model, average, optimizers, Clock(job.training.steps, job.training.minutes))
 
 
 def keep(
@@ -385,37 +302,42 @@ def fit(
     job: Job,
     processes: Processes,
     run: Run,
-    keep_it: Callable[[dict[str, float]], None],
+    keep_it: Callable[[dict[str, float], tuple[LatentEpisodes, ...]], None],
+    later: Callable[[], tuple[LatentEpisodes, ...] | None],
 ) -> None:
-    """The loop. What a step draws depends on the seed and the step alone, and what each of its micro-batches
-    draws on its own index too: so a resumed run goes on as it would have, on any number of processes."""
-    model, clock, training, (main, *others) = learner.model, learner.clock, job.training, buckets
+    """The loop. What a step draws depends on the seed and the step alone (and on what `later` has brought),
+    and what each of its micro-batches draws on its own index too: so a resumed run goes on as it would have,
+    on any number of processes."""
+    model, clock, training = learner.model, learner.clock, job.training
     where = next(model.parameters()).device
+    main, *others = (bucket.on(where) for bucket in buckets)
     text_tokens = max(map(text_room, buckets))
-    # compiling takes minutes a shape: worth it for the most frequent kind and picture size alone
+    # compiling takes minutes a shape: worth it for the most frequent picture size, and on a CPU kind, alone
     whole = job.compiled and processes.count == 1  # split models are compiled block by block
     quick = torch.compile(loss_of, dynamic=False, options=COMPILING) if whole else loss_of
     quick_guess = torch.compile(guess, dynamic=False, options=COMPILING) if whole else guess
-    averages, frames = {name: float("nan") for name in training.shares}, 0
+    losses: dict[str, Tensor] = {}  # running averages, read where they are shown: reading waits for the GPU
+    frames = 0
     mine = range(processes.rank, training.micro_batches, processes.count)
     progress, seconds = processes.agree(clock.progress, clock.seconds)
     saved_s, form = seconds, "world model {percentage:3.0f}% {postfix}"
     with tqdm(total=1000, mininterval=10, bar_format=form, disable=not processes.first) as bar:
         while progress < 1:
+            if (more := later()) is not None:
+                buckets, (main, *others) = more, (bucket.on(where) for bucket in more)
             rng = np.random.default_rng([job.seed, clock.step])
-            kind = str(rng.choice([*averages], p=[*training.shares.values()]))
+            kind = str(rng.choice([*training.shares], p=[*training.shares.values()]))
             other = bool(others) and rng.random() < training.other_sizes
             data = others[int(rng.integers(len(others)))] if other else main
             lesson = choose_lesson(training, kind, progress, rng)
-            core, look = (loss_of, guess) if other or kind != "rollout" else (quick, quick_guess)
+            frequent = not other and (kind == "rollout" or where.type == "cuda")
+            core, look = (quick, quick_guess) if frequent else (loss_of, guess)
             scale = tokens_in(main) / tokens_in(data)
             set_rates(learner.optimizers, rate_factor(progress))
             data_loss = torch.zeros((), device=where)
             for index in mine:
                 rng = np.random.default_rng([job.seed, clock.step, 1 + index])
-                batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale).to(
-                    where
-                )
+                batch = make_batch(data, training, kind, model.config.window, text_tokens, rng, scale)
                 if lesson:
                     # autocast keeps its copies of weights until it ends: with those of this call, gradients
                     # of split blocks would come after they are summed up, and count in the next step
@@ -428,16 +350,18 @@ def fit(
                 frames += batch.noise_level.numel() * processes.count
             take_step(learner, training.ema_decay)
             progress, seconds = processes.agree(clock.progress, clock.seconds)
-            before, now = averages[kind], processes.mean(data_loss)
-            averages[kind] = now if math.isnan(before) else 0.98 * before + 0.02 * now
-            if clock.step % 50 == 0:
-                bar.n = int(1000 * progress)
-                losses = " ".join(f"{name} {value:.4f}" for name, value in averages.items())
-                bar.set_postfix_str(f"step {clock.step} {losses} left {clock.left_s / 60:.0f} min")
-                run.metrics({f"loss_{k}": v for k, v in averages.items()} | {"frames": frames}, clock.step)
-            if seconds - saved_s > 60 * training.save_minutes or progress >= 1:
+            losses[kind] = losses.get(kind, data_loss).lerp(data_loss, 0.02)
+            due = seconds - saved_s > 60 * training.save_minutes or progress >= 1
+            if clock.step % 50 and not due:
+                continue
+            averages = {name: processes.mean(losses[name]) for name in training.shares if name in losses}
+            bar.n = int(1000 * progress)
+            told = " ".join(f"{name} {value:.4f}" for name, value in averages.items())
+            bar.set_postfix_str(f"step {clock.step} {told} left {clock.left_s / 60:.0f} min")
+            run.metrics({f"loss_{k}": v for k, v in averages.items()} | {"frames": frames}, clock.step)
+            if due:
                 saved_s = seconds
-                keep_it(averages)
+                keep_it(averages, buckets)
 
 
 @torch.no_grad()
@@ -454,8 +378,9 @@ def choose_lesson(
     lesson = rng.random()
     if lesson < training.flow_maps:
         return with_large_steps
-    if kind == "rollout" and progress > 0.5 and lesson < training.flow_maps + training.own_past:
-        return with_own_past
+    if kind == "rollout" and progress > 1 / 3 and lesson < training.flow_maps + training.own_past:
+        # drawn for all processes: each generation is a call of the model, which they make together
+        return partial(with_own_past, generations=int(rng.integers(1, GENERATIONS + 1)))
     return None
 
 

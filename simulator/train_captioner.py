@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from simulator import flags
 from simulator.captioner import PRESETS, Captioner, Found, save_captioner
 from simulator.checkpoint import check_writable, code_version, fingerprint
 from simulator.clips import training_episodes
@@ -128,14 +129,12 @@ def loss_of(found: Found, lesson: Lesson) -> Float[Tensor, ""]:
 
 
 def train_captioner(
-    data: Annotated[Path, tyro.conf.arg(help="folder of recorded episodes (searched with its sub-folders)")],
+    data: flags.Data,
     tokenizer: Annotated[Path, tyro.conf.arg(help="folder of the tokenizer whose latents are read")],
     out: Annotated[Path, tyro.conf.arg(help="folder to write")],
     preset: Annotated[str, tyro.conf.arg(help="tiny, small or base")] = "small",
-    minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
-    steps: Annotated[
-        int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")
-    ] = None,
+    minutes: flags.Minutes = None,
+    steps: flags.Steps = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> int:

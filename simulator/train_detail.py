@@ -24,26 +24,19 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from simulator import flags
 from simulator.batches import TRAININGS, Batch, WorldTraining, make_batch, text_room, with_large_steps
 from simulator.checkpoint import CONFIG, as_config, check_writable, read_json
 from simulator.detail import Grid
 from simulator.distributed import Processes, load_run
 from simulator.flow import add_noise
 from simulator.grow import started
+from simulator.job import Job, check_same_kind, fitted, load_together
 from simulator.latents import LatentEpisodes
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
 from simulator.tracking import tracked_run
-from simulator.train import (
-    COMPILING,
-    RESUME,
-    Job,
-    check_same_kind,
-    fitted,
-    guess,
-    keep,
-    load_together,
-)
+from simulator.train import COMPILING, RESUME, guess, keep
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import Thought, Transformer, TransformerConfig
 
@@ -80,7 +73,7 @@ class Pool(NamedTuple):
 
 
 def train_detail(
-    data: Annotated[Path, tyro.conf.arg(help="folder of recorded episodes (searched with its sub-folders)")],
+    data: flags.Data,
     tokenizer: Annotated[Path, tyro.conf.arg(help="run folder of `orrery train tokenizer`")],
     start_from: Annotated[Path, tyro.conf.arg(help="world model to train further, of this tokenizer")],
     out: Annotated[Path, tyro.conf.arg(help="run folder to write: a whole world model")],
@@ -88,18 +81,14 @@ def train_detail(
     minutes: Annotated[float, tyro.conf.arg(help="training time")] = 15.0,
     steps: Annotated[int, tyro.conf.arg(help="training steps at most")] = 1_000_000,
     save_minutes: Annotated[float, tyro.conf.arg(help="between checkpoints")] = 5.0,
-    world_weights: Annotated[
-        tuple[float, ...], tyro.conf.arg(help="how often to draw each world, by name's order")
-    ] = (),
-    sweep_weights: Annotated[tuple[float, ...], tyro.conf.arg(help="for camera sweeps")] = (),
-    picture_weights: Annotated[
-        tuple[float, ...], tyro.conf.arg(help="the same for pictures from words")
-    ] = (),
+    world_weights: flags.WorldWeights = (),
+    sweep_weights: flags.SweepWeights = (),
+    picture_weights: flags.PictureWeights = (),
     pool: Annotated[int, tyro.conf.arg(help="frames of which the layers' words are kept at a time")] = POOL,
     seed: int = 0,
-    resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
-    compile: Annotated[bool, tyro.conf.arg(help="torch.compile: faster after a minute")] = False,
-    track: Annotated[bool, tyro.conf.arg(help="log to MLflow")] = True,
+    resume: flags.Resume = False,
+    compile: flags.Compile = False,
+    track: flags.Track = True,
     device: str = "cpu",
 ) -> int:
     """Train a world model's last convolutions alone; go on with `orrery train world --start-from`."""
@@ -129,7 +118,7 @@ def train_detail(
     job = Job(data, tokenizer, out, config, training, seed, resume, compile, False, start_from)
     processes, where = Processes(), torch.device(device)
     encoder = load_tokenizer(tokenizer, where)
-    buckets = load_together(job, encoder, processes)
+    buckets = load_together(job, encoder, processes).buckets()
     job = fitted(job, buckets[0])
     check_same_kind(job, buckets[0])
     learner = start(job, where)
@@ -139,7 +128,7 @@ def train_detail(
         shutil.rmtree(out / RESUME, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     with tracked_run("orrery-detail", out.name, track) as run:
-        for averages in fit(learner, buckets[0], job, pool):
+        for averages in fit(learner, buckets[0].on(where), job, pool):
             keep(learner, averages, job, encoder, buckets, run, processes)
     return 0
 
@@ -205,11 +194,11 @@ def look(
     """What the layers say of `size` frames, of all kinds of batch, in bfloat16."""
     kinds, parts, frames = training.shares, [], 0
     room, window = text_room(data), learner.model.config.window
-    where = next(learner.model.parameters()).device
+    where = data.latents.device
     with tqdm(total=size, desc="looking", unit="frame", mininterval=5, leave=False) as bar:
         while frames < size:
             kind = str(rng.choice([*kinds], p=[*kinds.values()]))
-            batch = make_batch(data, training, kind, window, room, rng).to(where)
+            batch = make_batch(data, training, kind, window, room, rng)
             with fast_precision(where):
                 if rng.random() < training.flow_maps:
                     batch = with_large_steps(batch, partial(guess, learner.ema, batch), rng)

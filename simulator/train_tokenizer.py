@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from simulator import flags
+from simulator.background import beside
 from simulator.checkpoint import (
     CONFIG,
     as_config,
@@ -41,6 +45,7 @@ from simulator.video import to_uint8, to_unit, write_image
 WEIGHTS = "tokenizer.safetensors"
 RESUME = "tokenizer.resume.pt"
 CLIP_STEPS = 4
+FOLLOW_S = 60.0  # between readings of other episodes
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,14 @@ class Frames:
         return self.pixels[first[:, None] + np.arange(length)]
 
 
-def load_frames(data: Path, limit: int, min_length: int, generator: np.random.Generator) -> Frames:
+def load_frames(
+    data: Path, limit: int, min_length: int, generator: np.random.Generator, progress: bool = True
+) -> Frames:
     """Whole episodes in random order until `limit` frames are in memory."""
     paths = training_episodes(data)
     pixels, count = [], 0
-    for index in tqdm(generator.permutation(len(paths)), desc="reading frames", unit="ep", mininterval=5):
+    order = generator.permutation(len(paths))
+    for index in tqdm(order, desc="reading frames", unit="ep", mininterval=5, disable=not progress):
         frames = read_frames(paths[index])
         if len(frames) < min_length:
             raise ValueError(
@@ -140,19 +148,22 @@ def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenize
 
 
 def train_tokenizer(
-    data: Annotated[Path, tyro.conf.arg(help="folder of recorded episodes (searched with its sub-folders)")],
-    out: Annotated[Path, tyro.conf.arg(help="run folder to write")],
+    data: flags.Data,
+    out: flags.Out,
     preset: Annotated[str, tyro.conf.arg(help="tiny, small or base")] = "small",
-    minutes: Annotated[float | None, tyro.conf.arg(help="training time, instead of the preset's")] = None,
-    steps: Annotated[
-        int | None, tyro.conf.arg(help="training steps at most, instead of the preset's")
-    ] = None,
+    minutes: flags.Minutes = None,
+    steps: flags.Steps = None,
     time_factor: Annotated[
         int | None,
         tyro.conf.arg(help="video frames in a latent step: 1, 2 or 4, instead of the preset's"),
     ] = None,
     seed: int = 0,
-    resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False,
+    resume: flags.Resume = False,
+    follow: flags.Follow = False,
+    start_from: Annotated[
+        Path | None,
+        tyro.conf.arg(help="train this tokenizer further ('default': the shipped one); its latents change"),
+    ] = None,
     finish_decoder: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -160,28 +171,34 @@ def train_tokenizer(
             "latents stay as they are"
         ),
     ] = None,
-    compile: Annotated[
-        bool, tyro.conf.arg(help="torch.compile: faster after a minute, needs a C++ compiler")
-    ] = False,
-    track: Annotated[bool, tyro.conf.arg(help="log to MLflow")] = True,
+    batch_scale: flags.BatchScale = 1.0,
+    compile: flags.Compile = False,
+    track: flags.Track = True,
     device: str = "cpu",
 ) -> int:
     """Train the video tokenizer on recorded episodes."""
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if not batch_scale > 0:
+        raise ValueError(f"--batch-scale must be above 0, got {batch_scale}")
+    source = finish_decoder or start_from
+    if finish_decoder and start_from:
+        raise ValueError("--start-from trains all of a tokenizer, --finish-decoder its decoder; give one")
+    if source and time_factor is not None:
+        raise ValueError(f"--time-factor is that of the tokenizer in {source}; leave it out")
     changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
-    training = TokenizerTraining(**{**asdict(TRAININGS[preset]), **changes})
+    training = replace(TRAININGS[preset], **changes)
+    training = replace(training, batch=max(1, round(training.batch * batch_scale)))
     check_writable(out)
     torch.manual_seed(seed)
     rng, where = np.random.default_rng(seed), torch.device(device)
     config = PRESETS[preset] if time_factor is None else replace(PRESETS[preset], time_factor=time_factor)
     model = Tokenizer(config).to(where)
-    if finish_decoder is not None:
-        if time_factor is not None:
-            raise ValueError("--time-factor is that of --finish-decoder's tokenizer; leave it out")
-        model = load_tokenizer(model_folder(finish_decoder), where).train().requires_grad_(True)
-        model.encoder.requires_grad_(False)
-    frames = load_frames(data, training.memory_frames, CLIP_STEPS * model.config.time_factor, rng)
+    if source is not None:
+        model = load_tokenizer(model_folder(source), where).train().requires_grad_(True)
+        model.encoder.requires_grad_(finish_decoder is None)
+    needed = (training.memory_frames, CLIP_STEPS * model.config.time_factor)
+    frames = load_frames(data, *needed, rng)
     model.check_size(*frames.pixels.shape[1:3])
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
     average = copy.deepcopy(model).requires_grad_(False)
@@ -192,7 +209,9 @@ def train_tokenizer(
     out.mkdir(parents=True, exist_ok=True)
     with tracked_run("orrery-tokenizer", out.name, track) as run:
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(learner, frames, training, rng, out, run, compile)
+        read = partial(load_frames, data, *needed, np.random.default_rng([seed, 1]), progress=False)
+        later = beside(read, FOLLOW_S) if follow else lambda: None
+        fit(learner, frames, training, rng, out, run, compile, later)
     return 0
 
 
@@ -204,6 +223,7 @@ def fit(
     out: Path,
     run: Run,
     compiled: bool,
+    later: Callable[[], Frames | None],
 ) -> None:
     """The loop. Saves every few minutes, so that a killed run goes on with `--resume`."""
     model, clock = learner.model, learner.clock
@@ -213,6 +233,7 @@ def fit(
     saved_s = clock.seconds
     with tqdm(total=1000, mininterval=5, bar_format="tokenizer {percentage:3.0f}% {postfix}") as bar:
         while clock.progress < 1:
+            frames = later() or frames
             video = to_unit(frames.clips(rng, training.batch, length), where)
             noise_scale = training.latent_noise * torch.from_numpy(rng.random((training.batch, 1, 1, 1, 1)))
             set_rates(learner.optimizers, rate_factor(clock.progress))

@@ -11,6 +11,7 @@ from simulator.cache import Memory, extended
 from simulator.detail import Detail, GridConv
 from simulator.flow import add_noise, move, schedule, towards, velocity
 from simulator.grow import grown
+from simulator.optim import BatchedMuon
 from simulator.sampling import denoise, row_noise
 from simulator.tokenizer import Tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer, frames_before
@@ -318,3 +319,23 @@ def test_every_preset_fits_its_tokenizer(preset: str):
     assert network.width % network.heads == 0 and network.heads % network.kv_heads == 0
     assert network.head_width % 8 == 0, "the rotary embedding splits a head in quarters of pairs"
     assert network.layers % network.full_every == 0, "the last layer looks at all frames"
+
+
+def test_muon_on_many_matrices_at_once_takes_the_steps_of_torchs_own():
+    shapes = [(16, 48), (48, 16), (16, 48), (32, 32)]
+    draws = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=draws) for shape in shapes]
+    ends = []
+    for kind in (torch.optim.Muon, BatchedMuon):
+        matrices = [torch.nn.Parameter(start.clone()) for start in starts]
+        muon = kind(matrices, lr=0.02, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        gradients = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            for matrix in matrices:
+                matrix.grad = torch.randn(matrix.shape, generator=gradients)
+            muon.step()
+        ends.append(matrices)
+    for start, theirs, ours in zip(starts, *ends, strict=True):
+        assert torch.allclose(theirs, ours, atol=2e-3) and (ours - start).abs().mean() > 5e-3
+    with pytest.raises(ValueError, match="no closure"):
+        BatchedMuon([torch.nn.Parameter(torch.zeros(2, 2))]).step(lambda: 0.0)

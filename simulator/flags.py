@@ -1,0 +1,32 @@
+"""Options of the training commands, each with its help: those that several share, and the long ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+Data = Annotated[Path, arg(help="folder of recorded episodes (searched with its sub-folders)")]
+Out = Annotated[Path, arg(help="run folder to write")]
+Minutes = Annotated[float | None, arg(help="training time, instead of the preset's")]
+Steps = Annotated[int | None, arg(help="training steps at most, instead of the preset's")]
+SaveMinutes = Annotated[float | None, arg(help="between checkpoints, instead of the preset's")]
+BatchScale = Annotated[
+    float, arg(help="windows or clips in a batch, times the preset's; 8 keeps a large GPU busy")
+]
+WorldWeights = Annotated[tuple[float, ...], arg(help="how often to draw each world, by name's order")]
+SweepWeights = Annotated[tuple[float, ...], arg(help="the same for camera sweeps")]
+PictureWeights = Annotated[tuple[float, ...], arg(help="the same for pictures from words")]
+PictureShare = Annotated[float | None, arg(help="of the batches, instead of the preset's")]
+OtherSizes = Annotated[
+    float | None, arg(help="share of the batches in less frequent picture sizes, instead of the preset's")
+]
+MicroBatches = Annotated[
+    int | None, arg(help="batches in a step, over all processes (default: one for each)")
+]
+CheckpointActivations = Annotated[bool, arg(help="less memory for about a third more arithmetic")]
+Follow = Annotated[bool, arg(help="episodes recorded meanwhile join; what is drawn then depends on when")]
+Resume = Annotated[bool, arg(help="go on with the run in --out")]
+Compile = Annotated[bool, arg(help="torch.compile: faster after minutes, needs a C++ compiler")]
+Track = Annotated[bool, arg(help="log to MLflow")]

@@ -1,0 +1,129 @@
+"""Data that grow while a model trains on them, and models trained further on what has changed."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import simulator.train
+from simulator.background import beside
+from simulator.clips import Episode, training_episodes, write_episode
+from simulator.latents import Library, load_latents
+from simulator.train import train
+from simulator.train_tokenizer import load_tokenizer, train_tokenizer
+
+
+def blinking(seed: int, size: int = 32, env_id: str = "test/Blink-v0") -> Episode:
+    """A plain picture whose brightness the action sets: a world that fits in a test."""
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-1, 1, (12, 2)).astype(np.float32)
+    levels = np.concatenate([[128], 128 + 100 * actions[:, 0]]).astype(np.uint8)
+    frames = np.broadcast_to(levels[:, None, None, None], (13, size, size, 3)).copy()
+    still = np.zeros(12, bool)
+    prompt = f"a blink of kind {seed}"
+    return Episode(
+        frames, actions, actions[:, 1].copy(), still, prompt, seed, env_id, [prompt, prompt + ", at length"]
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A folder with episodes of two sizes and a hardly trained tokenizer."""
+    folder = tmp_path_factory.mktemp("growing")
+    for seed in range(4):
+        write_episode(folder / "data" / "small", blinking(seed))
+    train_tokenizer(folder / "data", folder / "tokenizer", preset="tiny", steps=2, track=False)
+    for seed in range(4, 6):
+        write_episode(folder / "data" / "large", blinking(seed, size=48))
+    return folder
+
+
+def test_a_library_filled_in_parts_holds_what_one_filled_at_once_holds(run: Path):
+    tokenizer, paths = load_tokenizer(run / "tokenizer"), training_episodes(run / "data")
+    library = Library(tokenizer, "test", 8)
+    assert library.add(paths[:3]) == 3 and len(library.buckets()[0].words) > 0
+    assert library.add(paths) == 3 and library.add(paths) == 0, "what is there is not read again"
+    parts, whole = library.buckets(), load_latents(run / "data", tokenizer, "test", 8)
+    assert len(parts) == 2
+    for ours, theirs in zip(parts, whole, strict=True):
+        for name in ("latents", "actions", "rewards", "terminated", "world", "words"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        assert ours.captions == theirs.captions and np.array_equal(ours.phrases, theirs.phrases)
+        assert np.array_equal(ours.starts, theirs.starts) and ours.episodes in (2, 4)
+
+
+def test_what_is_made_beside_comes_once_and_its_error_is_raised():
+    counted = iter(range(3))
+
+    def make() -> int | None:
+        number = next(counted, None)
+        if number == 2:
+            raise ValueError("two")
+        return number
+
+    newest, found = beside(make, 0.05), []
+    with pytest.raises(ValueError, match="two"):
+        for _ in range(200):
+            found += [newest()]
+            time.sleep(0.01)
+    assert set(found) <= {None, 0, 1} and found.count(0) <= 1 and 0 < sum(f is not None for f in found) <= 2
+
+
+def test_episodes_recorded_during_training_join_it(run: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(simulator.train, "FOLLOW_S", 0.5)
+    for seed in range(3):
+        write_episode(tmp_path / "data", blinking(seed))
+    threading.Timer(2.0, lambda: write_episode(tmp_path / "data", blinking(7))).start()
+    train(
+        tmp_path / "data",
+        run / "tokenizer",
+        tmp_path / "world",
+        preset="tiny",
+        steps=10_000,
+        minutes=0.25,
+        follow=True,
+        track=False,
+    )
+    made = json.loads((tmp_path / "world" / "config.json").read_text())["made"]
+    assert made["episodes"] == 4 and made["frames"] == 4 * 13
+
+
+def test_a_tokenizer_trains_further_and_the_world_model_learns_its_new_latents(run: Path, tmp_path: Path):
+    same = {"data": run / "data" / "small", "preset": "tiny", "track": False}
+    train(run / "data", run / "tokenizer", tmp_path / "world", preset="tiny", steps=2, track=False)
+    train_tokenizer(**same, out=tmp_path / "whole", start_from=run / "tokenizer", steps=3, batch_scale=0.5)
+    train_tokenizer(**same, out=tmp_path / "decoder", finish_decoder=run / "tokenizer", steps=3)
+    before, whole, decoder = (
+        load_file(folder / "tokenizer.safetensors")
+        for folder in (run / "tokenizer", tmp_path / "whole", tmp_path / "decoder")
+    )
+    encoder = [name for name in before if name.startswith("encoder") and before[name].ndim == 2]
+    assert all(0 < (whole[name] - before[name]).abs().max() < 0.1 for name in encoder)
+    assert all(torch.equal(decoder[name], before[name]) for name in encoder)
+    assert json.loads((tmp_path / "whole" / "metrics.jsonl").read_text())["step"] == 3
+    again = {"data": run / "data", "preset": "tiny", "track": False, "start_from": tmp_path / "world"}
+    with pytest.raises(ValueError, match="--other-latents"):
+        train(**again, tokenizer=tmp_path / "whole", out=tmp_path / "no")
+    train(**again, tokenizer=tmp_path / "whole", out=tmp_path / "on", steps=2, other_latents=True)
+    assert (tmp_path / "on" / "world_model.safetensors").exists() and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, rule",
+    [
+        ({"batch_scale": 0.0}, "--batch-scale must be above 0, got 0.0"),
+        ({"start_from": Path("a"), "finish_decoder": Path("b")}, "give one"),
+        ({"start_from": Path("a"), "time_factor": 2}, "--time-factor is that of the tokenizer"),
+    ],
+)
+def test_a_tokenizers_training_is_refused_before_it_starts(run: Path, tmp_path: Path, flags: dict, rule: str):
+    with pytest.raises(ValueError, match=rule):
+        train_tokenizer(run / "data", tmp_path / "no", preset="tiny", track=False, **flags)
+    with pytest.raises(ValueError, match="--batch-scale must be above 0"):
+        train(run / "data", run / "tokenizer", tmp_path / "no", preset="tiny", batch_scale=-1.0, track=False)
+    assert not (tmp_path / "no").exists()

@@ -224,7 +224,13 @@ def rebuild(video: Frames, cameras: Cameras, preset: Preset, seed: int) -> Rebui
         method = nerf.method(chosen, seed)
         kept.append(
             nerf.train_and_score(
-                method, frames, known, chosen.steps, chosen.rays_per_step, seed, progress=True
+                method,
+                frames,
+                nerf.placed(known, preset),
+                chosen.steps,
+                chosen.rays_per_step,
+                seed,
+                progress=True,
             )
         )
         return kept[0].held_out
@@ -294,7 +300,7 @@ def _both(dream: Any, reference: Any) -> list[tuple[str, str, Any]]:
 def _asset(folder: Path, who: str, suffix: str, rebuilt: Rebuilt, section: str) -> list[Media]:
     """The sweep's depth maps, pictures of its mesh, and the mesh as a file unless it is empty."""
     shown = rebuilt.cameras[list(SHOWN_VIEWS)]
-    depth = rebuilt.reconstruction.render(shown).depth.numpy()
+    depth = rebuilt.reconstruction.render(shown).depth.cpu().numpy()
     surface = mesh.cleaned(rebuilt.reconstruction.mesh(progress=True))
     large = shown.resized(PICTURE_SCALE * shown.height, PICTURE_SCALE * shown.width)
     views = ", ".join(f"{360 * k // VIEWS}°" for k in SHOWN_VIEWS)

@@ -99,6 +99,7 @@ def fit_both(preset: str, seed: int, nerfacto_minutes: float | None = None, size
     cameras = sweeps.orbit(VIEWS, height=size, width=size)
     subject = ReferenceSubject("orrery/Orbit-v0", size, size)
     views = torch.from_numpy(subject.sweep(None, cameras, HELD_OUT_SEED + seed).video)
+    cameras = nerf.placed(cameras, preset)
     chosen = nerf.preset_for(preset, cameras)
     watched = nerfacto_minutes is not None
     ours = _fit("orrery-nerf", nerf.method(chosen, seed), chosen, views, cameras, seed, watched)
@@ -118,6 +119,7 @@ def _fit(
     seconds: float | None = None,
 ) -> Fit:
     course: list[tuple[float, float]] = []
+    views = views.to(cameras.K.device)
     known = nerf.held_out_views(views, cameras, 5).logical_not()
     similarity, wanted, truth = focus_similarity(cameras[known]), cameras[~known][::3], views[~known][::3]
 
@@ -219,6 +221,7 @@ def _cost(views: int, size: int, preset: str, seed: int, threads: int) -> Cost:
     cameras = sweeps.orbit(views, height=size, width=size)
     subject = ReferenceSubject("orrery/Orbit-v0", size, size)
     frames = torch.from_numpy(subject.sweep(None, cameras, HELD_OUT_SEED + seed).video)
+    cameras = nerf.placed(cameras, preset)
     chosen = nerf.preset_for(preset, cameras)
     bare = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     times: list[float] = []

@@ -211,7 +211,13 @@ def _rebuilt(video: Frames, cameras: Cameras, protocol: Protocol) -> list[Measur
         preset = nerf.PRESETS[protocol.preset]
         config = nerf.method(preset, protocol.seed)
         return nerf.train_and_score(
-            config, frames, cameras, preset.steps, preset.rays_per_step, protocol.seed, progress=True
+            config,
+            frames,
+            nerf.placed(cameras, protocol.preset),
+            preset.steps,
+            preset.rays_per_step,
+            protocol.seed,
+            progress=True,
         ).held_out
 
     return consistency(video, cameras, reconstruct)

@@ -27,6 +27,7 @@ from recon3d import nerf, sweeps
 from recon3d.cameras import Cameras
 from recon3d.extraction import NothingExtracted, extract
 from recon3d.mesh import Mesh, MeshScore, cleaned, score, silhouette_iou
+from recon3d.views import resized
 
 VIEWS = 40
 SHARES = (0.01, 0.02)
@@ -86,7 +87,8 @@ def scored_scene(seed: int, size: int, preset: str = "cpu", views: int = VIEWS) 
     maps = made.depth_maps()
     mesh = cleaned(made.mesh(maps=maps))
     mesh_s = time.perf_counter() - start
-    radius = made.radius_m
+    radius, focus = made.radius_m, made.similarity.centre.cpu()
+    maps = nerf.DepthMaps(maps.chosen.cpu(), maps.cameras.to("cpu"), maps.depth.cpu())
 
     def compared(faces: Bool[Tensor, " f"] | None) -> MeshScore:
         return score(
@@ -96,24 +98,30 @@ def scored_scene(seed: int, size: int, preset: str = "cpu", views: int = VIEWS) 
             scene.depth,
             thresholds_m=tuple(share * 2 * radius for share in SHARES),
             generator=torch.Generator().manual_seed(seed),
-            centre=made.similarity.centre,
+            centre=focus,
             radius_m=radius,
             faces=faces,
         )
 
     psnr = made.held_out.psnr.mean().item()
     surface, things = compared(None), compared(scene.owners >= 0)
-    silhouette = cut_out(scene, mesh, maps, made.similarity.centre, made.voxel_m(maps.cameras))
+    frames = resized(made.frames.cpu()[maps.chosen], maps.cameras.height, maps.cameras.width)
+    silhouette = cut_out(scene, mesh, maps, focus, made.voxel_m(maps.cameras), frames)
     return SceneScore(seed, scene.words, psnr, surface, things, silhouette, 2 * radius, made.seconds, mesh_s)
 
 
 def cut_out(
-    scene: Scene, mesh: Mesh, maps: nerf.DepthMaps, focus: Float[Tensor, " 3"], voxel_m: float
+    scene: Scene,
+    mesh: Mesh,
+    maps: nerf.DepthMaps,
+    focus: Float[Tensor, " 3"],
+    voxel_m: float,
+    frames: UInt8[Tensor, "n h w 3"] | None = None,
 ) -> float:
     """How well the extracted thing's silhouette agrees with that of the true thing it is most like; 0 where
-    none was extracted. voxel_m: of the mesh."""
+    none was extracted. voxel_m: of the mesh; frames: what the maps' cameras saw, at their size."""
     try:
-        thing = extract(mesh, maps.depth, maps.cameras, focus, voxel_m).mesh
+        thing = extract(mesh, maps.depth, maps.cameras, focus, voxel_m, frames=frames).mesh
     except NothingExtracted:
         return 0.0
     truths = [

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from jaxtyping import Bool, UInt8
 from torch import Tensor
@@ -65,8 +64,6 @@ def asset(
         print(f"nothing reconstructed: {reason}")
         return 3
     frames, cameras = capture.frames, capture.cameras
-    if preset == "gpu":
-        cameras = cameras.to("cuda" if torch.cuda.is_available() else "cpu")
     port_shown = port if view else None
     refined = {"exposure": refine_exposure, "poses": refine_poses}
     unit = "metres" if capture.metric or form.size_m else UNKNOWN_SCALE
@@ -134,8 +131,7 @@ def write_asset(
         print(line)
     scores = result.held_out
     if form.texture:
-        views = scores.views.to(cameras.K.device)
-        plain, baked = texture_gain(shape, frames[scores.views.to(frames.device)], cameras[views])
+        plain, baked = texture_gain(shape, frames[scores.views], cameras[scores.views])
         print(f"held-out pixels on the mesh: {plain:.1f} dB by vertex colours, {baked:.1f} dB by the texture")
     print(f"training {result.seconds:.0f} s, {result.steps} steps, {len(scores.views)} views held out")
     print(

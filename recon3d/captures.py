@@ -52,6 +52,7 @@ class Reading:
     views: int = 40  # at most so many frames of a video: the sharpest of as many equal parts
     focal_px: float | None = None  # of a capture without cameras, in pixels of its files; default: estimated
     distance_m: float | None = None  # metres from its cameras to what they look at, on average, if known
+    mapping_s: float | None = None  # to fit cameras to matches in; default: 6 a picture, at least 240
     masks: Path | None = None  # white on the thing that --extract is to find
     ignore: Path | None = None  # masks, white on what moves or is not of the scene: it is left out of all
 
@@ -98,8 +99,8 @@ def read_capture(source: Path, reading: Reading = READING, progress: bool = Fals
     side = max(reading.longest_side, FEATURE_SIDES[1])
     listing = next((source / name for name in LISTINGS if (source / name).is_file()), None)
     if listing is not None:
-        if reading.focal_px is not None or reading.distance_m is not None:
-            raise ValueError(f"{listing} has cameras; leave out --focal-px and --distance-m")
+        if any(given is not None for given in (reading.focal_px, reading.distance_m, reading.mapping_s)):
+            raise ValueError(f"{listing} has cameras; leave out --focal-px, --distance-m and --mapping-s")
         capture = _shrunk(_read_posed(listing, side, reading), reading.longest_side)
         _check_cameras(capture, listing)
         return capture
@@ -146,6 +147,7 @@ def _posed(source: Path, pictures: Pictures, reading: Reading, progress: bool) -
         masks=None if ignored is None else _white(ignored).numpy(),
         ordered=not source.is_dir(),
         bent=True,
+        mapping_s=reading.mapping_s,
         progress=progress,
     )
     width, height = images[0].size

@@ -3,8 +3,10 @@
 One folder holds the pictures (0000.png, ...) and the database of one run. Pixels are those of the pictures.
 """
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,12 +121,22 @@ def match(folder: Path, pairs: Sequence[tuple[int, int]], seed: int, progress: b
             bar.update(len(block))
 
 
+class OutOfTime(RuntimeError):
+    """Mapping did not end in time."""
+
+
 def map_scene(
-    folder: Path, free_focal: bool, seed: int, progress: bool = False
+    folder: Path, free_focal: bool, seed: int, progress: bool = False, deadline: float = math.inf
 ) -> pycolmap.Reconstruction | None:
     """Cameras and points from verified matches: the model with most pictures; None where there is none.
 
-    One thread, or the result would not repeat.
+    One thread, or the result would not repeat. For the same reason what is half done is no result.
+
+    Args:
+        deadline: the `time.monotonic()` by which it must be done.
+
+    Raises:
+        OutOfTime: it is not; it ends about then, between two of its steps.
     """
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads, options.random_seed = 1, seed
@@ -136,6 +148,8 @@ def map_scene(
     options.init_num_trials = 30  # a scene's first pair is among the first; the rest is hopeless and slow
     options.ba_refine_focal_length = options.mapper.abs_pose_refine_focal_length = free_focal
     options.ba_refine_extra_params = options.mapper.abs_pose_refine_extra_params = False
+    if deadline < math.inf:
+        options.max_runtime_seconds = max(math.ceil(deadline - time.monotonic()), 1)
     pycolmap.set_random_seed(seed)
     (folder / "models").mkdir(exist_ok=True)
     with tqdm(desc="cameras", disable=not progress) as bar:
@@ -150,6 +164,8 @@ def map_scene(
             options,
             next_image_callback=count_one,
         )
+    if time.monotonic() > deadline:
+        raise OutOfTime
     return max(models.values(), key=lambda model: model.num_reg_images(), default=None)
 
 

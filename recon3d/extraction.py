@@ -11,16 +11,21 @@ import numpy as np
 import open3d
 import torch
 import trimesh
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 from skimage.measure import marching_cubes
 from torch import Tensor
 
 from recon3d.cameras import Cameras
-from recon3d.mesh import Mesh, sample_surface, seen_by
+from recon3d.mesh import Mesh, camera_depths, sample_surface, seen_by, silhouettes
+from recon3d.outlines import beyond_outlines, made_solid, outlines, pixels_of
 
 LEAST_PLANE_SHARE = 0.05  # of the surface around the focus; less is no table
 LEAST_PIECE_SHARE = 0.05  # of the largest piece; less is a speck
+ROUNDS = 2  # of outlines; what the first brings nearer the second may reach
+GROWN = 0.1  # of its extent a thing may grow by on each side to its outlines
+EVEN = 1e-4  # emptiness that is taken for none at all
+SHARP_PX = 4.0  # beyond an outline, where all is equally outside
 MASK_SHARE = 0.5  # of the views that see a point; more of them must say that it is the thing
 
 
@@ -49,6 +54,7 @@ def extract(
     focus: Float[Tensor, " 3"],
     voxel_m: float,
     *,
+    frames: UInt8[Tensor, "n h w 3"] | None = None,
     masks: Bool[Tensor, "n h w"] | None = None,
     cells: int = 96,
     seed: int = 0,
@@ -60,7 +66,8 @@ def extract(
         depth: camera z of the surface that each pixel sees, metres; inf where it sees none, 0 where unknown.
         focus: the point that the cameras look at; of several things the largest near it is taken.
         voxel_m: of the fused surface; what is nearer to the plane than twice as much counts as the plane.
-        masks: true on the thing.
+        frames: the pictures, of the cameras' size; the thing is made to end where they show it to.
+        masks: true on the thing; then no outlines are sought.
         cells: of the carved grid along the thing's longest side.
         seed: of the search for the plane.
 
@@ -74,7 +81,11 @@ def extract(
         raise NothingExtracted("no flat support was found under anything; add masks of the thing")
     else:
         found = standing_surface(scene, plane, 2 * voxel_m, focus)
-    return Extraction(carved(found, depth, cameras, plane, voxel_m, masks=masks, cells=cells), plane)
+    thing = carved(found, depth, cameras, plane, voxel_m, masks=masks, cells=cells)
+    if frames is not None and masks is None:
+        for _ in range(ROUNDS):
+            thing = outlined(thing, frames, depth, cameras, plane, voxel_m, cells=cells)
+    return Extraction(thing, plane)
 
 
 def support_plane(
@@ -147,6 +158,67 @@ def masked_surface(
     return torch.from_numpy(np.concatenate(kept).astype(np.float32))
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Voxels around a thing, upright on its plane.
+
+    Attributes:
+        axes: where their middles are along the turned axes, metres.
+        step: between them, metres.
+        turn: from the world to axes of which the third is the plane's normal.
+        floor: height of the plane along that; None without one.
+        reach_m: how far before a surface all is equally empty.
+        layer: how many voxels from below tell the plane from the thing no better than the one above them.
+    """
+
+    axes: list[Float[Tensor, " _"]]
+    step: float
+    turn: Float[Tensor, "3 3"]
+    floor: float | None
+    reach_m: float
+    layer: int
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(len(axis) for axis in self.axes)
+
+    @property
+    def points(self) -> Float[Tensor, "p 3"]:
+        """The middles, in the world."""
+        return (torch.stack(torch.meshgrid(*self.axes, indexing="ij"), -1).reshape(-1, 3) @ self.turn).float()
+
+    def lifted(self, outside: Float[Tensor, " p"]) -> Float[Tensor, "x y z"]:
+        """The layer above the plane as what is above it."""
+        field = outside.reshape(self.counts).clone()
+        if self.floor is not None:
+            field[:, :, : self.layer] = field[:, :, self.layer : self.layer + 1]
+        return field
+
+
+def grid_around(
+    points: Float[Tensor, "p 3"],
+    plane: Float[Tensor, " 4"] | None,
+    voxel_m: float,
+    cells: int = 96,
+    grown: float = 0.0,
+) -> Grid:
+    """A grid around points, `grown` by a share of their extent, of `cells` along its longest side."""
+    turn = level_turn(plane)
+    turned = points.double() @ turn.T
+    low, high = turned.amin(0), turned.amax(0)
+    more = grown * (high - low).max()
+    low, high = low - more, high + more
+    floor = None if plane is None else -plane[3].item()
+    if floor is not None:
+        low[2] = floor
+    step = max(((high - low).max() / cells).item(), 1e-6)
+    margin = 3
+    counts = [int(n) for n in ((high - low) / step).ceil() + 1 + 2 * margin]
+    axes = [low[k] + step * (torch.arange(counts[k], dtype=torch.float64) - margin) for k in range(3)]
+    layer = min(int(np.ceil(2 * voxel_m / step)) + margin, counts[2] - 2)
+    return Grid(axes, step, turn, floor, max(3 * step, 3 * voxel_m), layer)
+
+
 def carved(
     found: Float[Tensor, "p 3"],
     depth: Float[Tensor, "n h w"],
@@ -165,34 +237,62 @@ def carved(
     Raises:
         NothingExtracted: nothing solid is left.
     """
-    turn = level_turn(plane)
-    points = found.double() @ turn.T
-    low, high = points.amin(0), points.amax(0)
-    floor = None if plane is None else -plane[3].double()
-    if floor is not None:
-        low[2] = floor
-    step = max(((high - low).max() / cells).item(), 1e-6)
-    reach = max(3 * step, 3 * voxel_m)
-    margin = 3
-    counts = [int(n) for n in ((high - low) / step).ceil() + 1 + 2 * margin]
-    axes = [low[k] + step * (torch.arange(counts[k], dtype=torch.float64) - margin) for k in range(3)]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3) @ turn
-    outside = emptiness(grid.float(), depth, cameras, reach, masks).reshape(counts).numpy()
-    outside = ndimage.gaussian_filter(outside, 0.7)
-    if floor is not None:
-        clear = min(int(np.ceil(2 * voxel_m / step)) + margin, counts[2] - 2)
-        outside[:, :, :clear] = outside[:, :, clear : clear + 1]
-        outside = np.maximum(outside, ((floor - axes[2]) / reach).numpy()[None, None])
-    for side in range(3):  # closed at the border of the grid
+    grid = grid_around(found, plane, voxel_m, cells)
+    return closed(grid, grid.lifted(emptiness(grid.points, depth, cameras, grid.reach_m, masks)))
+
+
+def outlined(
+    rough: Mesh,
+    frames: UInt8[Tensor, "n h w 3"],
+    depth: Float[Tensor, "n h w"],
+    cameras: Cameras,
+    plane: Float[Tensor, " 4"] | None,
+    voxel_m: float,
+    *,
+    cells: int = 96,
+) -> Mesh:
+    """A carved thing as the outlines (`recon3d.outlines`) near its silhouettes demand; as it was where that
+    does not agree with them better, because they contradict one another."""
+    distance = camera_depths(rough, cameras)
+    covered = distance.isfinite()
+    hidden = covered & (depth > 0) & (depth < distance - 4 * voxel_m)
+    masks = outlines(frames, covered, hidden)
+    grid = grid_around(rough.vertices, plane, voxel_m, cells, GROWN)
+    points = grid.points
+    beyond = beyond_outlines(points, depth, cameras, grid.reach_m, masks).reshape(grid.counts)
+    empty, within = grid.lifted(emptiness(points, depth, cameras, grid.reach_m)), beyond < 0
+    empty = made_solid(empty, within, points[within.flatten()], cameras, masks & ~hidden)
+    try:
+        made = closed(grid, torch.maximum(empty, (beyond / SHARP_PX).clamp(-1, 1)))
+    except NothingExtracted:
+        return rough
+
+    def agreement(shown: Bool[Tensor, "n h w"]) -> float:
+        return (((shown & masks) & ~hidden).sum() / ((shown | masks) & ~hidden).sum()).item()
+
+    return made if agreement(silhouettes(made, cameras)) > agreement(covered) else rough
+
+
+def closed(grid: Grid, empty: Float[Tensor, "x y z"]) -> Mesh:
+    """The surface of the largest piece of what is not empty (below 0), closed at the grid's border and plane.
+
+    Raises:
+        NothingExtracted: nothing is solid.
+    """
+    outside = ndimage.gaussian_filter(empty.numpy(), 0.7)
+    if grid.floor is not None:
+        outside = np.maximum(outside, ((grid.floor - grid.axes[2]) / grid.reach_m).numpy()[None, None])
+    for side in range(3):
         np.moveaxis(outside, side, 0)[[0, -1]] = 1.0
+    outside[np.abs(outside) < EVEN] = EVEN  # or faces without area tear the surface
     labels, count = ndimage.label(outside < 0)  # pyright: ignore[reportGeneralTypeIssues]
     if not count:
         raise NothingExtracted("nothing solid is left of the thing; reconstruct from more or sharper views")
     sizes = np.bincount(labels.ravel())[1:]
     outside = np.where((labels > 0) & (labels != sizes.argmax() + 1), -outside, outside)
     vertices, faces, _, _ = marching_cubes(outside, 0.0)
-    corner = torch.stack([axis[0] for axis in axes])
-    world = (corner + step * torch.from_numpy(vertices.astype(np.float64))) @ turn
+    corner = torch.stack([axis[0] for axis in grid.axes])
+    world = (corner + grid.step * torch.from_numpy(vertices.astype(np.float64))) @ grid.turn
     grey = torch.full((len(vertices), 3), 128, dtype=torch.uint8)
     return Mesh(world.float(), torch.from_numpy(faces.astype(np.int64)), grey)
 
@@ -213,17 +313,14 @@ def emptiness(
     nearest = -torch.nn.functional.max_pool2d(-depth[:, None], 3, stride=1, padding=1)[:, 0]
     total, weight = torch.zeros(len(points)), torch.zeros(len(points))
     for view in range(len(cameras)):
-        pixels, z = (x[0] for x in cameras[view].project(points))
-        column, row = pixels.nan_to_num(-1.0).clamp(-1, 1e6).floor().long().unbind(-1)
-        inside = (z > 0) & (column >= 0) & (column < cameras.width) & (row >= 0) & (row < cameras.height)
-        row, column = row.clamp(0, cameras.height - 1), column.clamp(0, cameras.width - 1)
-        surface = depth[view, row, column]
+        inside, pixel, z = pixels_of(points, cameras[view])
+        surface = depth[view].flatten()[pixel]
         before = (surface - z) / reach_m
-        near = nearest[view, row, column]
+        near = nearest[view].flatten()[pixel]
         known = inside & (surface > 0) & (before > -1) & ((surface - near < reach_m) | (z < near))
         value = before.clamp(max=1.0)
         if masks is not None:
-            value = torch.where(masks[view, row, column], value, torch.ones_like(value))
+            value = torch.where(masks[view].flatten()[pixel], value, torch.ones_like(value))
         total += torch.where(known, value, torch.zeros_like(value))
         weight += known
     return torch.where(weight > 0, total / weight.clamp(min=1), -torch.ones_like(total))

@@ -105,11 +105,12 @@ def shaped(
     own, cameras, depth = result.cameras[chosen].to("cpu"), cameras.to("cpu"), depth.cpu()
     focus, voxel_m = result.similarity.centre.cpu(), result.voxel_m(cameras)
     near = keep_inside(cameras, depth, focus, result.radius_m)
-    scene = cleaned(fuse(resized(pictures, cameras.height, cameras.width), near, cameras, voxel_m))
+    frames = resized(pictures, cameras.height, cameras.width)
+    scene = cleaned(fuse(frames, near, cameras, voxel_m))
     turn = torch.eye(3, dtype=torch.float64)
     if form.extract and len(scene.faces):
         cut = None if masks is None else _masks_of(result, masks, chosen.cpu(), cameras)
-        found = extract(scene, depth, cameras, focus, voxel_m, masks=cut, seed=seed)
+        found = extract(scene, depth, cameras, focus, voxel_m, frames=frames, masks=cut, seed=seed)
         scene, turn = found.mesh, level_turn(found.plane)
     if not len(scene.faces):
         return Shape(scene, scene, scene, turn, form.extract)
@@ -158,7 +159,7 @@ def _masks_of(
 ) -> Bool[Tensor, "m h2 w2"]:
     """The masks of some of the training views, which are the frames without the held-out ones."""
     training = torch.ones(len(masks), dtype=torch.bool)
-    training[result.held_out.views.cpu()] = False
+    training[result.held_out.views] = False
     picked = masks[training.nonzero()[chosen, 0]][:, None].float()
     size = (cameras.height, cameras.width)
     return torch.nn.functional.interpolate(picked, size, mode="nearest")[:, 0] > 0.5

@@ -164,6 +164,12 @@ def picture(mesh: Mesh, camera: Cameras) -> UInt8[Tensor, "n h w 3"]:
     return torch.where(seen[..., None], colour * shade, 255.0).round().clamp(0, 255).to(torch.uint8)
 
 
+def camera_depths(mesh: Mesh, cameras: Cameras) -> Float[Tensor, "n h w"]:
+    """Camera z of a surface at pixels' middles, metres; inf where it covers none."""
+    along = torch.from_numpy(_cast(mesh, cameras)["t_hit"].numpy())
+    return along * (cameras.rays()[1] * cameras.c2w[:, None, None, :3, 2]).sum(-1).cpu()
+
+
 def silhouettes(mesh: Mesh, cameras: Cameras) -> Bool[Tensor, "n h w"]:
     """Which pixels' middles a surface covers."""
     return torch.from_numpy(np.isfinite(_cast(mesh, cameras)["t_hit"].numpy()))

@@ -80,7 +80,11 @@ class NerfPreset:
 PRESETS = {
     "tiny": NerfPreset(80, 2048, FieldConfig((16, 40), coarse_samples=48, fine_samples=24)),
     "cpu": NerfPreset(400, 2048, FieldConfig()),
-    "gpu": NerfPreset(4000, 16384, FieldConfig((32, 80, 200), coarse_samples=160, fine_samples=64)),
+    "gpu": NerfPreset(
+        6000,
+        16384,
+        FieldConfig((24, 64, 160, 320), coarse_samples=160, fine_samples=64, baked_resolution=128),
+    ),
 }
 
 
@@ -91,6 +95,11 @@ def preset_for(name: str, cameras: Cameras) -> NerfPreset:
         return chosen
     more = min(max((cameras.height * cameras.width) ** 0.5 / 64, 1.0), 2.0)
     return replace(chosen, steps=round(chosen.steps * more))
+
+
+def placed(cameras: Cameras, preset: str) -> Cameras:
+    """The cameras where a preset trains: `gpu` on a CUDA device, if there is one."""
+    return cameras.to("cuda") if preset == "gpu" and torch.cuda.is_available() else cameras
 
 
 def method(
@@ -247,7 +256,7 @@ class Reconstruction:
         cameras: the cameras of the training views, corrected where that was asked for.
         frames: the training views.
         ignored: what of them is not of the scene; None: nothing.
-        held_out: agreement on the views that were held out.
+        held_out: agreement on the views that were held out, on the CPU.
         steps: training steps done.
         seconds: wall time of training.
     """
@@ -262,8 +271,8 @@ class Reconstruction:
     ignored: Bool[Tensor, "n h w"] | None = None
 
     def render(self, cameras: Cameras) -> View:
-        """Colour, depth, normals and opacity as any cameras see them."""
-        return render(self.model, self.similarity, cameras)
+        """Colour, depth, normals and opacity as any cameras see them, on the device of the model."""
+        return render(self.model, self.similarity, cameras.to(self.cameras.K.device))
 
     @property
     def radius_m(self) -> float:
@@ -332,7 +341,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Trains `orrery-nerf` on posed frames, without every k-th view, and scores it on those.
 
-    Runs on the device of the cameras; deterministic under a seed on a CPU with a fixed number of threads.
+    Preset `gpu` runs on a CUDA device if there is one, all else on that of the cameras; deterministic under a
+    seed on a CPU with a fixed number of threads.
 
     Args:
         frames: one picture per camera, of the cameras' size.
@@ -345,7 +355,7 @@ def reconstruct(
         ValueError: frames and cameras do not match, too few views to hold any out, or a view all ignored.
         NothingReconstructed: no parallax, or held-out views come out hardly better than a mean image.
     """
-    chosen = preset_for(preset, cameras)
+    chosen, cameras = preset_for(preset, cameras), placed(cameras, preset)
     result = train_and_score(
         method(chosen, seed, exposure=exposure, poses=poses),
         frames,
@@ -379,7 +389,8 @@ def train_and_score(
     watch: Watch | None = None,
     ignored: Bool[Tensor, "_ _ _"] | None = None,
 ) -> Reconstruction:
-    """Any nerfstudio method under the protocol of `reconstruct`; `seconds` bounds slow peers."""
+    """Any nerfstudio method under the protocol of `reconstruct`, on the device of the cameras; `seconds`
+    bounds slow peers."""
     held_out = held_out_views(frames, cameras, held_out_every)
     frames = frames.to(cameras.K.device)
     ignored = None if ignored is None else _checked_ignored(ignored, frames).to(cameras.K.device)
@@ -403,7 +414,7 @@ def train_and_score(
     if isinstance(model, OrreryNerfModel) and model.exposure is not None:
         shown = render(model, similarity, wanted).rgb
         scores = replace(scores, fitted_psnr=psnr_after_gain(shown, truth, kept))
-    return Reconstruction(model, similarity, known, frames[~held_out], scores, done, elapsed, left)
+    return Reconstruction(model, similarity, known, frames[~held_out], scores.cpu(), done, elapsed, left)
 
 
 def _checked_ignored(

@@ -11,6 +11,8 @@ point that the cameras look at goes to the origin, their mean distance from it t
 """
 
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -40,6 +42,7 @@ LENS_EXPLAINS = 0.02  # share of the reprojection error: a true lens takes 4 to 
 MISFIT_BASELINE = 0.4  # between views to compare, over their distance from what they look at
 FEW_FEATURES, FEW_INLIERS = 30, 15  # in a frame; shared by neighbours
 STILL = 0.01  # shift of matched features over the picture's width, below which nothing moved
+MAPPING_S, FRAME_S = 240.0, 6.0  # mapping may take as long, or so much a frame if that is more
 SURELY_FLAT, MOSTLY_FLAT = (
     0.98,
     0.8,
@@ -49,7 +52,9 @@ FOCAL_OFF, SUPPORT_OFF = (
     1.1,
 )  # a given focal length is wrong if a free one differs and explains so much more
 
-Verdict = Literal["registered", "no features", "no parallax", "not one scene", "wrong intrinsics"]
+Verdict = Literal[
+    "registered", "no features", "no parallax", "not one scene", "wrong intrinsics", "out of time"
+]
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def estimate(
     focal_px: float | None = None,
     masks: Bool[np.ndarray, "n h w"] | None = None,
     ordered: bool = True,
+    mapping_s: float | None = None,
     seed: int = 0,
 ) -> Cameras:
     """Cameras of the frames of one still scene; NaN poses for frames that did not register.
@@ -111,9 +117,9 @@ def estimate(
 
     Raises:
         ValueError: too few frames, an impossible focal length, or masks of another shape.
-        NothingReconstructed: there is no parallax, or not one still scene; the message says which.
+        NothingReconstructed: no parallax, not one still scene, or no end in time; the message says which.
     """
-    found = register(frames, focal_px=focal_px, masks=masks, ordered=ordered, seed=seed)
+    found = register(frames, focal_px=focal_px, masks=masks, ordered=ordered, mapping_s=mapping_s, seed=seed)
     if found.verdict != "registered":
         raise NothingReconstructed(f"{found.verdict}: {found.reason}")
     return found.cameras
@@ -127,10 +133,11 @@ def register(
     masks: Bool[np.ndarray, "n h w"] | None = None,
     ordered: bool = True,
     bent: bool = False,
+    mapping_s: float | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Registration:
-    """Structure from motion; the same result for the same frames and seed.
+    """Structure from motion; the same result for the same frames and seed, or none in time.
 
     Args:
         frames: of one camera with fixed zoom.
@@ -140,23 +147,16 @@ def register(
         masks: where something moves or is not part of the scene; no feature is taken from there.
         ordered: the frames are a video; photos (False) are all matched with one another.
         bent: the lens may bend straight lines; how much is estimated from 25 frames on.
+        mapping_s: seconds after which fitting cameras to what was matched is given up; default 6 a frame, but
+            240 at least. Views that hardly fit together may take it hours.
         seed: of the random sampling in verification and mapping.
 
     Raises:
-        ValueError: too few frames, an impossible focal length, or masks of another shape.
+        ValueError: too few frames, an impossible focal length or time, or masks of another shape.
     """
     count, height, width, _ = frames.shape
     side = max(height, width)
-    if count < FEWEST_FRAMES:
-        raise ValueError(f"poses need at least {FEWEST_FRAMES} frames, got {count}; give more of the scene")
-    low, high = (limit * side for limit in FOCAL_LIMITS)
-    if focal_px is not None and not low <= focal_px <= high:
-        raise ValueError(
-            f"the focal length must lie in [{low:.0f}, {high:.0f}] px for these pictures, got {focal_px:g}; "
-            "leave it out to have it estimated"
-        )
-    if masks is not None and masks.shape != frames.shape[:3]:
-        raise ValueError(f"masks must be {frames.shape[:3]}, as the frames, got {masks.shape}")
+    _check(frames, focal_px, masks, mapping_s)
     scale = _feature_scale(side)
     with tempfile.TemporaryDirectory(prefix="orrery-poses-") as name:
         folder = Path(name)
@@ -168,13 +168,17 @@ def register(
         hopeless = _why_none(matched, flat=SURELY_FLAT)
         if hopeless is not None:
             return _refused(_registration(None, matched, count, height, width), *hopeless)
-        found = []
-        for start, free in _starts(focal_px, guess_px, side, count):
-            colmap.set_focal(folder, start * scale, focal_px is not None)
-            model = colmap.map_scene(folder, free, seed, progress)
-            if bent and model is not None and model.num_reg_images() >= FEW_FRAMES:
-                model = _bent(folder, model, free, seed, progress)
-            found.append(_registration(model, matched, count, height, width))
+        starts = _starts(focal_px, guess_px, side, count)
+        limit_s = mapping_s or max(MAPPING_S, FRAME_S * count)
+        try:
+            models = _mapped(folder, starts, scale, focal_px is not None, bent, seed, limit_s, progress)
+        except colmap.OutOfTime:
+            reason = (
+                f"no cameras fit the matches of {count} frames in {limit_s:g} s, if they show one scene; "
+                "give sharper or fewer frames, mask what moves, or allow more time (--mapping-s)"
+            )
+            return _refused(_registration(None, matched, count, height, width), "out of time", reason)
+        found = [_registration(model, matched, count, height, width) for model in models]
     if focal_px is not None and len(found) > 1:
         given, freed = found
         factor = max(freed.focal_px / focal_px, focal_px / freed.focal_px)
@@ -188,8 +192,59 @@ def register(
     return _judged(max(found, key=lambda one: one.observations), matched)
 
 
+def _check(
+    frames: UInt8[np.ndarray, "n h w 3"],
+    focal_px: float | None,
+    masks: Bool[np.ndarray, "_ _ _"] | None,
+    mapping_s: float | None,
+) -> None:
+    """Raises ValueError where no cameras can be sought like this."""
+    side = max(frames.shape[1:3])
+    if len(frames) < FEWEST_FRAMES:
+        raise ValueError(
+            f"poses need at least {FEWEST_FRAMES} frames, got {len(frames)}; give more of the scene"
+        )
+    low, high = (limit * side for limit in FOCAL_LIMITS)
+    if focal_px is not None and not low <= focal_px <= high:
+        raise ValueError(
+            f"the focal length must lie in [{low:.0f}, {high:.0f}] px for these pictures, got {focal_px:g}; "
+            "leave it out to have it estimated"
+        )
+    if masks is not None and masks.shape != frames.shape[:3]:
+        raise ValueError(f"masks must be {frames.shape[:3]}, as the frames, got {masks.shape}")
+    if mapping_s is not None and not mapping_s > 0:
+        raise ValueError(
+            f"mapping_s (--mapping-s) must be positive, got {mapping_s:g}; {MAPPING_S:g} is usual"
+        )
+
+
+def _mapped(
+    folder: Path,
+    starts: Sequence[tuple[float, bool]],
+    scale: float,
+    known: bool,
+    bent: bool,
+    seed: int,
+    limit_s: float,
+    progress: bool,
+) -> list[pycolmap.Reconstruction | None]:
+    """The scene as mapped from each start, in the pictures' pixels: those of the frames times `scale`.
+
+    Raises:
+        OutOfTime: all together take more than `limit_s`.
+    """
+    models, deadline = [], time.monotonic() + limit_s
+    for start, free in starts:
+        colmap.set_focal(folder, start * scale, known)
+        model = colmap.map_scene(folder, free, seed, progress, deadline)
+        if bent and model is not None and model.num_reg_images() >= FEW_FRAMES:
+            model = _bent(folder, model, free, seed, progress, deadline)
+        models.append(model)
+    return models
+
+
 def _bent(
-    folder: Path, model: pycolmap.Reconstruction, free_focal: bool, seed: int, progress: bool
+    folder: Path, model: pycolmap.Reconstruction, free_focal: bool, seed: int, progress: bool, deadline: float
 ) -> pycolmap.Reconstruction:
     """The scene mapped again behind the lens that explains a model's views clearly better, if one does: where
     views hardly differ, a lens trades against the focal length for nothing."""
@@ -199,7 +254,7 @@ def _bent(
         return model
     focal, _, _, k = fitted.cameras[1].params
     colmap.set_focal(folder, focal, not free_focal, k)
-    again = colmap.map_scene(folder, free_focal, seed, progress)
+    again = colmap.map_scene(folder, free_focal, seed, progress, deadline)
     return fitted if again is None else colmap.with_lens(again, free_focal)
 
 

@@ -19,7 +19,7 @@ class TrainingRays:
         colours: in [0, 1].
         frame: which frame a ray belongs to.
         frames, height, width: how many there are of each.
-        kept: which rays may be drawn; None: all.
+        kept: which rays may be drawn, on the CPU, where draws are made; None: all.
     """
 
     origins: Float[Tensor, "r 3"]
@@ -35,7 +35,7 @@ class TrainingRays:
         """Indices of single rays, evenly at random."""
         if self.kept is None:
             return torch.randint(len(self.origins), (count,), generator=generator)
-        return _drawn(self.kept.nonzero()[:, 0].cpu(), count, generator)
+        return _drawn(self.kept.nonzero()[:, 0], count, generator)
 
     def draw_triplets(self, count: int, generator: torch.Generator) -> Int[Tensor, " rays"]:
         """Indices of `count // 3` triplets: pixels on a line at equal steps of 1 to 8, across or down."""
@@ -51,7 +51,7 @@ class TrainingRays:
         offset = rows * self.width + columns
         triplet = torch.stack([middle - offset, middle, middle + offset], dim=1)
         if self.kept is not None:
-            whole = self.kept.cpu()[triplet].all(dim=1).nonzero()[:, 0]
+            whole = self.kept[triplet].all(dim=1).nonzero()[:, 0]
             if not len(whole):
                 return self.draw(triplets, generator).repeat_interleave(3)
             triplet = triplet[_drawn(whole, triplets, generator)]
@@ -80,5 +80,5 @@ def training_rays(
         len(cameras),
         cameras.height,
         cameras.width,
-        None if ignored is None else ~ignored.flatten().to(origins.device),
+        None if ignored is None else ~ignored.flatten().cpu(),
     )

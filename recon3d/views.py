@@ -48,6 +48,16 @@ class HeldOut:
     mean_image_psnr: Float[Tensor, " n"]
     fitted_psnr: Float[Tensor, " n"] | None = None
 
+    def cpu(self) -> "HeldOut":
+        return HeldOut(
+            self.views.cpu(),
+            self.psnr.cpu(),
+            self.ssim.cpu(),
+            self.copy_psnr.cpu(),
+            self.mean_image_psnr.cpu(),
+            None if self.fitted_psnr is None else self.fitted_psnr.cpu(),
+        )
+
     @property
     def gain_db(self) -> float:
         """Mean PSNR over that of the better baseline, dB."""

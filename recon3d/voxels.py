@@ -1,9 +1,10 @@
-"""A pyramid of dense voxel grids with trilinear look-up, made for a CPU.
+"""A pyramid of dense voxel grids with trilinear look-up.
 
 The value at a point is the sum over coarse and fine grids (as the levels of Instant NGP, Mueller et al. 2022,
 arXiv:2201.05989, but dense: no hash). Coarse levels carry what no ray has seen closely, fine ones add detail.
-Look-ups run channel-last through `embedding_bag` and their backward pass through `index_add_`, several times
-faster on a CPU than `grid_sample`, which gathers channel by channel.
+On a CPU look-ups run channel-last through `embedding_bag` and their backward pass through `index_add_`,
+several times faster there than `grid_sample`, which gathers channel by channel; on a GPU `grid_sample` does
+it all in one kernel without writing rows and weights to memory.
 """
 
 import itertools
@@ -63,7 +64,20 @@ def interpolate(
 
     Gradients reach the table, and the points where these ask for one (poses that are refined).
     """
+    if table.device.type == "cuda":
+        return sampled(table, points, resolution)
     return _WeightedRows.apply(table, *corners(points, resolution))
+
+
+def sampled(
+    table: Float[Tensor, "rows c"], points: Float[Tensor, "p 3"], resolution: tuple[int, int, int]
+) -> Float[Tensor, "p c"]:
+    """The same as `interpolate`, by `grid_sample`, which counts axes from the last."""
+    x, y, z = resolution
+    grid = rearrange(table, "(x y z) c -> 1 c x y z", x=x, y=y, z=z)
+    place = rearrange(points.flip(-1), "p axes -> 1 p 1 1 axes")
+    found = nn.functional.grid_sample(grid, place, padding_mode="border", align_corners=True)
+    return rearrange(found, "1 c p 1 1 -> p c")
 
 
 class VoxelPyramid(nn.Module):

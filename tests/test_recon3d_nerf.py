@@ -14,6 +14,7 @@ from recon3d.cameras import to_transforms
 from recon3d.form import Form
 from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download, run
 from recon3d.views import normals_from_depth
+from recon3d.voxels import interpolate, sampled
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,21 @@ def test_nerfstudios_exporter_gets_opacity_beside_colours(result):
     outputs = {"rgb": torch.rand(5, 3), "accumulation": torch.rand(5, 1)}
     rgba = result.model.get_rgba_image(outputs)
     assert torch.equal(rgba, torch.cat([outputs["rgb"], outputs["accumulation"]], dim=-1))
+
+
+def test_voxels_and_their_gradients_are_looked_up_alike_as_a_gpu_and_as_a_cpu_does_it():
+    draws = torch.Generator().manual_seed(0)
+    table = torch.randn(5 * 6 * 7, 3, generator=draws).requires_grad_()
+    points = (torch.randn(200, 3, generator=draws) * 0.7).requires_grad_()
+    upstream = torch.randn(200, 3, generator=draws)
+    one, other = (look_up(table, points, (5, 6, 7)) for look_up in (interpolate, sampled))
+    assert torch.allclose(one, other, atol=2e-3)  # on the wall the CPU's is a thousandth of a voxel inside
+    wanted = table, points
+    gradients, references = (torch.autograd.grad((out * upstream).sum(), wanted) for out in (one, other))
+    assert torch.allclose(gradients[0], references[0], atol=5e-3)
+    inside = (points.abs() < 1).all(-1)
+    assert inside.sum() > 50
+    assert torch.allclose(gradients[1][inside], references[1][inside], atol=1e-3)
 
 
 def write_capture(folder, frames, cameras, lost=()):

@@ -135,6 +135,13 @@ def test_estimate_raises_the_reason():
         poses.estimate(blank())
 
 
+def test_mapping_that_takes_too_long_is_given_up(orbit):
+    with pytest.raises(
+        NothingReconstructed, match=r"out of time: .* in 0\.1 s.*allow more time \(--mapping-s\)"
+    ):
+        poses.estimate(orbit[0], mapping_s=0.1)
+
+
 def test_masked_pixels_give_no_features(orbit):
     frames = orbit[0][:3]
     found = poses.register(frames, masks=np.ones(frames.shape[:3], bool))
@@ -152,3 +159,5 @@ def test_bad_arguments_say_what_is_wrong():
         poses.estimate(blank()[:2])
     with pytest.raises(ValueError, match="focal length"):
         poses.estimate(blank(), focal_px=9000.0)
+    with pytest.raises(ValueError, match="--mapping-s"):
+        poses.estimate(blank(), mapping_s=0.0)

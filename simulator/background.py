@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 Made = TypeVar("Made")
 
 
-def beside(make: Callable[[], Made | None], every_s: float) -> Callable[[], Made | None]:
-    """Call `make` again and again, `every_s` seconds apart, in a thread that ends with the program. What is
-    returned gives the newest thing made since it was last called, or None, and raises what `make` raised."""
+@contextmanager
+def beside(make: Callable[[], Made | None], every_s: float | None) -> Iterator[Callable[[], Made | None]]:
+    """Call `make` again and again in a thread, `every_s` seconds apart (None: never), until the block ends.
+    What the block gets returns the newest thing made since it was last called, or None, and raises what
+    `make` raised."""
     made: list[Made | Exception] = []
+    over = threading.Event()
 
     def work() -> None:
-        while True:
-            time.sleep(every_s)
+        while not over.wait(every_s):
             try:
                 found = make()
             except Exception as error:  # raised again where it can be seen
@@ -34,5 +36,10 @@ def beside(make: Callable[[], Made | None], every_s: float) -> Callable[[], Made
             raise found
         return found
 
-    threading.Thread(target=work, daemon=True).start()
-    return newest
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield newest
+    finally:
+        over.set()
+        thread.join()

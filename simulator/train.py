@@ -266,7 +266,11 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
     elif processes.first:
         shutil.rmtree(saved, ignore_errors=True)
     job.out.mkdir(parents=True, exist_ok=True)
-    with tracked_run("orrery-world", job.out.name, track and processes.first) as run:
+    follow_s = FOLLOW_S if job.follow else None
+    with (
+        tracked_run("orrery-world", job.out.name, track and processes.first) as run,
+        beside(partial(grown, library, job.data), follow_s) as later,
+    ):
         run.params({**asdict(job.training), **asdict(job.config), "processes": processes.count})
         fit(
             learner,
@@ -275,7 +279,7 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
             processes,
             run,
             lambda averages, seen: keep(learner, averages, job, encoder, seen, run, processes),
-            later=beside(partial(grown, library, job.data), FOLLOW_S) if job.follow else lambda: None,
+            later,
         )
     return 0
 

@@ -207,10 +207,12 @@ def train_tokenizer(
         load_learner(out / RESUME, learner)
         rng = np.random.default_rng([seed, learner.clock.step])
     out.mkdir(parents=True, exist_ok=True)
-    with tracked_run("orrery-tokenizer", out.name, track) as run:
+    read = partial(load_frames, data, *needed, np.random.default_rng([seed, 1]), progress=False)
+    with (
+        tracked_run("orrery-tokenizer", out.name, track) as run,
+        beside(read, FOLLOW_S if follow else None) as later,
+    ):
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        read = partial(load_frames, data, *needed, np.random.default_rng([seed, 1]), progress=False)
-        later = beside(read, FOLLOW_S) if follow else lambda: None
         fit(learner, frames, training, rng, out, run, compile, later)
     return 0
 

@@ -66,12 +66,15 @@ def test_what_is_made_beside_comes_once_and_its_error_is_raised():
             raise ValueError("two")
         return number
 
-    newest, found = beside(make, 0.05), []
-    with pytest.raises(ValueError, match="two"):
+    found, threads = [], threading.active_count()
+    with pytest.raises(ValueError, match="two"), beside(make, 0.05) as newest:
         for _ in range(200):
             found += [newest()]
             time.sleep(0.01)
     assert set(found) <= {None, 0, 1} and found.count(0) <= 1 and 0 < sum(f is not None for f in found) <= 2
+    with beside(lambda: 1, None) as newest:
+        assert newest() is None, "never asked, it makes nothing"
+    assert threading.active_count() == threads
 
 
 def test_episodes_recorded_during_training_join_it(run: Path, tmp_path: Path, monkeypatch):

@@ -324,9 +324,8 @@ def _conditions(
             begin, end = end, min(end + after - first, text_tokens)  # room is as of before what came later
             word[clip, begin:end], tells_of[clip, begin:end] = first + np.arange(end - begin), shot
     known = sent(word >= 0, device)
-    text = (
-        data.words[sent(word.clip(0), device)] if len(data.words) else torch.zeros(clips, text_tokens, WIDTH)
-    )
+    words = data.words if len(data.words) else torch.zeros(1, WIDTH, device=device)  # silent worlds have none
+    text = words[sent(word.clip(0), device)]
     cameras = ~windows.rays.isnan().any(dim=(2, 3, 4)) & kept(how.cameras)
     return Conditions(
         text=text.float() * known[..., None],

@@ -24,6 +24,7 @@ LEAST_PLANE_SHARE = 0.05  # of the surface around the focus; less is no table
 LEAST_PIECE_SHARE = 0.05  # of the largest piece; less is a speck
 ROUNDS = 2  # of outlines; what the first brings nearer the second may reach
 GROWN = 0.1  # of its extent a thing may grow by on each side to its outlines
+LOW = 0.2  # of a thing's height: its surface below may be the shadow that it stands in
 EVEN = 1e-4  # emptiness that is taken for none at all
 SHARP_PX = 4.0  # beyond an outline, where all is equally outside
 MASK_SHARE = 0.5  # of the views that see a point; more of them must say that it is the thing
@@ -84,7 +85,7 @@ def extract(
     thing = carved(found, depth, cameras, plane, voxel_m, masks=masks, cells=cells)
     if frames is not None and masks is None:
         for _ in range(ROUNDS):
-            thing = outlined(thing, frames, depth, cameras, plane, voxel_m, cells=cells)
+            thing, depth = outlined(thing, frames, depth, cameras, plane, voxel_m, cells=cells)
     return Extraction(thing, plane)
 
 
@@ -250,13 +251,24 @@ def outlined(
     voxel_m: float,
     *,
     cells: int = 96,
-) -> Mesh:
-    """A carved thing as the outlines (`recon3d.outlines`) near its silhouettes demand; as it was where that
-    does not agree with them better, because they contradict one another."""
+) -> tuple[Mesh, Float[Tensor, "n h w"]]:
+    """A carved thing as the outlines (`recon3d.outlines`) near its silhouettes demand, and the depth without
+    what they say is only its shadow; both as they were where that does not agree with the outlines better,
+    because they contradict one another."""
     distance = camera_depths(rough, cameras)
     covered = distance.isfinite()
     hidden = covered & (depth > 0) & (depth < distance - 4 * voxel_m)
-    masks = outlines(frames, covered, hidden)
+    low = torch.zeros_like(covered)
+    if plane is not None:
+        height, top = (
+            cameras.unproject(distance) @ plane[:3] + plane[3],
+            rough.vertices @ plane[:3] + plane[3],
+        )
+        low = covered & (height < LOW * top.max())
+    masks = outlines(frames, covered, hidden, low)
+    before = depth
+    if plane is not None:
+        depth = torch.where(low & ~masks & ~hidden, plane_depths(plane, cameras), depth)
     grid = grid_around(rough.vertices, plane, voxel_m, cells, GROWN)
     points = grid.points
     beyond = beyond_outlines(points, depth, cameras, grid.reach_m, masks).reshape(grid.counts)
@@ -265,12 +277,20 @@ def outlined(
     try:
         made = closed(grid, torch.maximum(empty, (beyond / SHARP_PX).clamp(-1, 1)))
     except NothingExtracted:
-        return rough
+        return rough, before
 
     def agreement(shown: Bool[Tensor, "n h w"]) -> float:
         return (((shown & masks) & ~hidden).sum() / ((shown | masks) & ~hidden).sum()).item()
 
-    return made if agreement(silhouettes(made, cameras)) > agreement(covered) else rough
+    return (made, depth) if agreement(silhouettes(made, cameras)) > agreement(covered) else (rough, before)
+
+
+def plane_depths(plane: Float[Tensor, " 4"], cameras: Cameras) -> Float[Tensor, "n h w"]:
+    """Camera z of a plane at pixels' middles, metres; inf where it is behind the camera."""
+    origins, directions = cameras.rays()
+    along = -(origins @ plane[:3] + plane[3]) / (directions @ plane[:3])
+    z = along * (directions * cameras.c2w[:, None, None, :3, 2]).sum(-1)
+    return torch.where(along > 0, z, torch.full_like(z, torch.inf))
 
 
 def closed(grid: Grid, empty: Float[Tensor, "x y z"]) -> Mesh:

@@ -3,8 +3,10 @@
 Depth is least certain at the edges of plain sides, where pictures are surest. So a rough surface's silhouette
 in each picture is moved, by some pixels, to where colours change: a least cut between what looks like its
 inside and what looks like its outside (Boykov and Jolly 2001; colours as in GrabCut, Rother et al. 2004, but
-from nearby pixels). Then nothing is solid that some pictures show to lie outside (the visual hull, Laurentini
-1994), and something is along each ray through the inside: there the depth's say is bent as little as will do.
+from nearby pixels). A rough surface often takes the shadow that a thing stands in for its foot: what is low
+may be the ground with less light on it, and only what lies higher tells how the inside looks. Then nothing is
+solid that some pictures show to lie outside (the visual hull, Laurentini 1994), and something is along each
+ray through the inside: there the depth's say is bent as little as will do.
 """
 
 import numpy as np
@@ -20,6 +22,7 @@ BAND = 1 / 32  # of the picture's longer side: how far an outline may move
 LIKENESS = 0.04  # of colours in [0, 1]; standard deviation
 TIES = 2.0  # weight of a link between pixels of one colour against the log of how much likelier a side is
 STAY = 0.3  # the same for each pixel of distance from the rough outline
+SHADE = 0.3  # of a surface's light that its darkest shadow leaves
 SURE, RARE = 8.0, 1e-3  # the log is at most that, and a likelihood at least this
 FEWEST_PIXELS = 30  # to know the colours of a side by
 WHOLE = 1000  # a unit of weight, for flows that are whole numbers
@@ -29,32 +32,43 @@ NUDGE = 0.1  # beyond what will just do, in parts of the carving's reach
 
 
 def outlines(
-    frames: UInt8[Tensor, "n h w 3"], rough: Bool[Tensor, "n h w"], hidden: Bool[Tensor, "n h w"]
+    frames: UInt8[Tensor, "n h w 3"],
+    rough: Bool[Tensor, "n h w"],
+    hidden: Bool[Tensor, "n h w"],
+    low: Bool[Tensor, "n h w"],
 ) -> Bool[Tensor, "n h w"]:
-    """Masks of a thing, from rough ones that are some pixels off and the pixels where others hide it."""
-    pictures = frames.cpu().numpy() / 255
-    return torch.from_numpy(
-        np.stack([outline(*view) for view in zip(pictures, rough.numpy(), hidden.numpy(), strict=True)])
-    )
+    """Masks of a thing, from rough ones that are some pixels off, the pixels where others hide it, and those
+    whose rough surface is near what it stands on."""
+    pictures, views = frames.cpu().numpy() / 255, (rough.numpy(), hidden.numpy(), low.numpy())
+    return torch.from_numpy(np.stack([outline(*view) for view in zip(pictures, *views, strict=True)]))
 
 
 def outline(
-    picture: Float[np.ndarray, "h w 3"], rough: Bool[np.ndarray, "h w"], hidden: Bool[np.ndarray, "h w"]
+    picture: Float[np.ndarray, "h w 3"],
+    rough: Bool[np.ndarray, "h w"],
+    hidden: Bool[np.ndarray, "h w"],
+    low: Bool[np.ndarray, "h w"],
 ) -> Bool[np.ndarray, "h w"]:
     """One picture's mask; the rough one where too little of either side is seen to know its colours."""
     band = BAND * max(rough.shape)
     within_px = signed_distance(rough)
-    free = (np.abs(within_px) <= band) & ~hidden
-    near = (np.abs(within_px) < 4 * band) & ~hidden
-    inside, outside = near & (within_px > band), near & (within_px < -band / 2)
+    # beside low pixels of the rough surface the ground begins
+    low = ndimage.binary_dilation(low & rough, iterations=round(band)) & (low | ~rough)
+    moves = (np.abs(within_px) <= band) | low
+    free, near = moves & ~hidden, (np.abs(within_px) < 4 * band) & ~hidden
+    inside, outside = near & ~low & (within_px > band), near & (within_px < -band / 2)
     if inside.sum() < FEWEST_PIXELS:
-        inside = (within_px > 1) & ~hidden
+        inside = (within_px > 1) & ~low & ~hidden
     if min(inside.sum(), outside.sum()) < FEWEST_PIXELS or not free.any():
         return rough
     likely, unlikely = (_likelihood(picture, free, side, 1.5 * band) for side in (inside, outside))
+    shaded = _likelihood(picture, free, outside, 1.5 * band, SHADE)
+    shaded = np.where(low[free], shaded, 0.0)
+    unlikely = np.maximum(unlikely, shaded)
     gain = np.where(rough, np.inf, -np.inf)
-    gain[free] = np.log((likely + RARE) / (unlikely + RARE)).clip(-SURE, SURE) + STAY * within_px[free]
-    return least_cut(gain, np.abs(within_px) <= band + 1.5, picture, free)
+    stay = STAY * within_px[free] * (1 - shaded)
+    gain[free] = np.log((likely + RARE) / (unlikely + RARE)).clip(-SURE, SURE) + stay
+    return least_cut(gain, ndimage.binary_dilation(moves, iterations=2), picture, free)
 
 
 def signed_distance(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
@@ -70,12 +84,16 @@ def _likelihood(
     asked: Bool[np.ndarray, "h w"],
     known: Bool[np.ndarray, "h w"],
     reach_px: float,
+    shade: float = 1.0,
 ) -> Float[np.ndarray, " p"]:
-    """How usual the colours of some pixels are among known ones nearby: 1 where all have the same."""
+    """How usual the colours of some pixels are among known ones nearby: 1 where all have the same. With a
+    `shade` below 1, known ones count at whatever share of their light, from that on, is most alike."""
     at, places = (torch.from_numpy(np.argwhere(which)).float() for which in (asked, known))
     colour, colours = (torch.from_numpy(picture[which]).float() for which in (asked, known))
     near = torch.exp(-torch.cdist(at, places).square() / (2 * reach_px**2))
-    alike = torch.exp(-torch.cdist(colour, colours).square() / (2 * LIKENESS**2))
+    left = (colour @ colours.T / colours.square().sum(1).clamp_min(1e-6)).clamp(shade, 1.0)
+    far = (colour[:, None] - left[..., None] * colours).square().sum(-1)
+    alike = torch.exp(-far / (2 * LIKENESS**2))
     return ((near * alike).sum(1) / (near.sum(1) + 1e-6)).numpy()
 
 

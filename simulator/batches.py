@@ -43,9 +43,7 @@ class WorldTraining:
     other_sizes: float = 0.12  # share of the batches in picture sizes other than the most frequent
     flow_maps: float = 0.3  # share of the batches that learn to take large steps
     forced: float = 0.75  # share of the rollout windows with noise in all frames, each told the one before
-    own_past: float = (
-        0.3  # share of the rollout batches whose past is the model's own, after a third of the run
-    )
+    own_past: float = 0.4  # share of the rollout batches whose past is the model's own, once it can dream
     world_weights: tuple[
         float, ...
     ] = ()  # how often each world is drawn, by name's order; empty: by its episodes
@@ -340,33 +338,35 @@ def _conditions(
     )
 
 
-def with_large_steps(
-    batch: Batch, predict: Callable[[Tensor, Levels, Levels], Tensor], rng: np.random.Generator
-) -> Batch:
+Predict = Callable[[Batch, Tensor, Levels, Levels], Tensor]
+"""What the model says of a batch: noisy frames, their levels, where these lead -> data."""
+
+
+def with_large_steps(batch: Batch, predict: Predict, rng: np.random.Generator) -> Batch:
     """The batch with steps of the sampler to learn: two of the model's own steps in one (shortcut models,
-    Frans et al. 2024, for any two levels). predict: noisy, level, next level -> data."""
+    Frans et al. 2024, for any two levels)."""
     start = batch.noise_level
     free, each = start > KNOWN, "b n -> b n 1 1 1"
     share = sent(rng.random(start.shape, dtype=np.float32), start.device)
     end = torch.where(free, start * (2 * share - 1).clamp_min(0), start)
     middle = end + (start - end) * sent(rng.uniform(0.2, 0.8, start.shape).astype(np.float32), start.device)
     noisy = add_noise(batch.data, batch.noise, start)
-    halfway = move(noisy, predict(noisy, start, middle), start, middle)
-    arrived = move(halfway, predict(halfway, middle, end), middle, end)
+    halfway = move(noisy, predict(batch, noisy, start, middle), start, middle)
+    arrived = move(halfway, predict(batch, halfway, middle, end), middle, end)
     target = torch.where(rearrange(free, each), towards(noisy, arrived, start, end), batch.data)
     return batch._replace(next_level=end, target=target)
 
 
 def with_own_past(
-    batch: Batch,
-    predict: Callable[[Tensor, Levels, Levels], Tensor],
-    rng: np.random.Generator,
-    generations: int = 1,
+    batch: Batch, predict: Predict, rng: np.random.Generator, generations: int = 1, large: bool = False
 ) -> Batch:
     """The batch with every other frame replaced by what the model makes of it in one step from its
     neighbours, nearly clean, as the past that the others are to follow: so training meets its own errors
     (Self Forcing, Huang et al. 2025, in its cheapest form). With more `generations` the neighbours
-    were made so first, from theirs: errors that have gone on for a few steps."""
+    were made so first, from theirs: errors that have gone on for a few steps. If `large`, that one step is
+    a told one, as a rollout takes, and the others learn such steps too; else it goes to the mean."""
+    if batch.forced is not None:  # nothing but its own says what was before
+        batch = batch._replace(forced=torch.zeros_like(batch.forced))
     level = batch.noise_level
     past = sent(rng.uniform(0, KNOWN, level.shape).astype(np.float32), level.device)
     frame, odd = torch.arange(level.shape[1], device=level.device), int(rng.integers(2))
@@ -374,11 +374,12 @@ def with_own_past(
     for turn in reversed(range(generations)):
         own = (((frame + odd + turn) % 2 == 0) & (frame > 0)).expand_as(level)
         start = torch.where(own, torch.ones_like(level), past)
-        made = predict(add_noise(data, batch.noise, start), start, start)
+        end = torch.where(own, torch.zeros_like(level), past) if large else start.clone()
+        made = predict(batch, add_noise(data, batch.noise, start), start, end)
         data = torch.where(rearrange(own, "b n -> b n 1 1 1"), made, data)
     data = torch.where(rearrange(own, "b n -> b n 1 1 1"), data, batch.data)
     following = torch.where(own, past, level)
-    forced = None if batch.forced is None else torch.zeros_like(batch.forced)
-    return batch._replace(
-        data=data, target=data.clone(), noise_level=following, next_level=following.clone(), forced=forced
+    batch = batch._replace(
+        data=data, target=data.clone(), noise_level=following, next_level=following.clone()
     )
+    return with_large_steps(batch, predict, rng) if large else batch

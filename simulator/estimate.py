@@ -187,7 +187,7 @@ def estimate(
         found = trace(config, Shape(clips, frames, *cells, text_tokens), recomputed)
         if share:
             activations = max(activations, float(found.peak_bytes))
-        ahead = 2 * training.flow_maps + (training.own_past / 2 if kind == "rollout" else 0)
+        ahead = 2 * training.flow_maps + (3 * training.own_past if kind == "rollout" else 0)
         forward += share * ahead * found.forward_flop
         total += share * found.total_flop
     with torch.device("meta"):

@@ -29,6 +29,7 @@ from simulator.batches import (
     GENERATIONS,
     TRAININGS,
     Batch,
+    Predict,
     WorldTraining,
     make_batch,
     text_room,
@@ -333,7 +334,7 @@ def fit(
             kind = str(rng.choice([*training.shares], p=[*training.shares.values()]))
             other = bool(others) and rng.random() < training.other_sizes
             data = others[int(rng.integers(len(others)))] if other else main
-            lesson = choose_lesson(training, kind, progress, rng)
+            lesson = choose_lesson(training, kind, bool(job.start_from) or progress > 1 / 3, rng)
             frequent = not other and (kind == "rollout" or where.type == "cuda")
             core, look = (quick, quick_guess) if frequent else (loss_of, guess)
             scale = tokens_in(main) / tokens_in(data)
@@ -346,7 +347,7 @@ def fit(
                     # autocast keeps its copies of weights until it ends: with those of this call, gradients
                     # of split blocks would come after they are summed up, and count in the next step
                     with fast_precision(where):
-                        batch = lesson(batch, partial(look, model, batch), rng)
+                        batch = lesson(batch, partial(look, model), rng)
                 with fast_precision(where):
                     loss, part, _ = core(model, batch)
                 (loss / len(mine)).backward()
@@ -376,15 +377,17 @@ def guess(model: Transformer, batch: Batch, noisy: Tensor, level: Tensor, next_l
 
 
 def choose_lesson(
-    training: WorldTraining, kind: str, progress: float, rng: np.random.Generator
-) -> Callable[[Batch, Callable[[Tensor, Tensor, Tensor], Tensor], np.random.Generator], Batch] | None:
-    """What a share of the steps teaches: large steps, or to follow a past of the model's own making."""
+    training: WorldTraining, kind: str, dreams: bool, rng: np.random.Generator
+) -> Callable[[Batch, Predict, np.random.Generator], Batch] | None:
+    """What a share of the steps teaches: large steps, or, where the model `dreams` already, to follow a past
+    of its own making."""
     lesson = rng.random()
     if lesson < training.flow_maps:
         return with_large_steps
-    if kind == "rollout" and progress > 1 / 3 and lesson < training.flow_maps + training.own_past:
+    if kind == "rollout" and dreams and lesson < training.flow_maps + training.own_past:
         # drawn for all processes: each generation is a call of the model, which they make together
-        return partial(with_own_past, generations=int(rng.integers(1, GENERATIONS + 1)))
+        generations = int(rng.integers(1, GENERATIONS + 1))
+        return partial(with_own_past, generations=generations, large=bool(rng.integers(2)))
     return None
 
 

@@ -201,7 +201,7 @@ def look(
             batch = make_batch(data, training, kind, window, room, rng)
             with fast_precision(where):
                 if rng.random() < training.flow_maps:
-                    batch = with_large_steps(batch, partial(guess, learner.ema, batch), rng)
+                    batch = with_large_steps(batch, partial(guess, learner.ema), rng)
                 parts.append(pooled(learner.model, batch))
             frames += batch.noise_level.numel()
             bar.update(batch.noise_level.numel())

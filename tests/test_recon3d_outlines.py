@@ -1,15 +1,18 @@
 """Outlines: pictures say where a thing ends, and its surface follows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from recon3d import sweeps
-from recon3d.extraction import carved, outlined
+from recon3d.extraction import carved, outlined, plane_depths
 from recon3d.mesh import Mesh, camera_depths, silhouettes
 from recon3d.outlines import least_cut, outline, outlines, signed_distance
 
 SIDE, RADIUS_M = 96, 0.25
+NONE = np.zeros((SIDE, SIDE), bool)
 GREY, RED, BLUE = (0.6, 0.6, 0.6), (0.7, 0.1, 0.1), (0.1, 0.2, 0.8)
 
 
@@ -30,23 +33,39 @@ def iou(one, other) -> float:
 @pytest.mark.parametrize("rough", [disc(18), disc(22), disc(20, row=50)], ids=["small", "large", "moved"])
 def test_an_outline_goes_to_where_colours_change(rough):
     truth = disc(20)
-    found = outline(coloured(truth), rough, np.zeros_like(truth))
+    found = outline(coloured(truth), rough, NONE, NONE)
     assert iou(rough, truth) < 0.9 < 0.99 < iou(found, truth)
+
+
+@pytest.mark.parametrize(
+    ("foot", "kept"),
+    [((0.3, 0.3, 0.3), False), (GREY, False), (RED, True), (BLUE, True)],
+    ids=["in the shadow", "as the ground", "as the thing", "of its own"],
+)
+def test_a_foot_is_kept_unless_it_looks_like_the_ground_or_its_shadow(foot, kept):
+    """A rough outline takes the ground before a disc for its foot, deeper than outlines move elsewhere."""
+    thing = disc(20)
+    rough = thing | disc(14, row=64)
+    low = rough & (np.indices((SIDE, SIDE))[0] >= 64)
+    picture = coloured(thing)
+    picture[rough & ~thing] = foot
+    found = outline(picture, rough, NONE, low)
+    assert iou(rough, thing) < 0.88 and iou(found, rough if kept else thing) > 0.98
 
 
 def test_an_outline_keeps_to_the_rough_one_where_something_hides_it():
     truth, post = disc(20), np.zeros((SIDE, SIDE), bool)
     post[:, 58:72] = True
     picture = np.where(post[..., None], BLUE, coloured(truth))
-    found = outline(picture, truth, truth & post)
+    found = outline(picture, truth, truth & post, NONE)
     assert iou(found, truth) > 0.97
 
 
 def test_where_nothing_is_known_of_a_side_the_rough_outline_stays():
-    rough, none = disc(2), np.zeros((SIDE, SIDE), bool)
-    assert np.array_equal(outline(coloured(disc(4)), rough, none), rough)
+    rough = disc(2)
+    assert np.array_equal(outline(coloured(disc(4)), rough, NONE, NONE), rough)
     nowhere = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
-    assert not outlines(torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8), nowhere, nowhere).any()
+    assert not outlines(torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8), nowhere, nowhere, nowhere).any()
 
 
 def test_distance_to_a_border_is_signed():
@@ -84,16 +103,38 @@ def ball(radius_m: float) -> Mesh:
     return Mesh(vertices, faces, torch.full((len(vertices), 3), 128, dtype=torch.uint8))
 
 
+CAMERAS, PLANE = sweeps.orbit(24, height=SIDE, width=SIDE), torch.tensor([0.0, 0.0, 1.0, 0.0])
+
+
 def test_a_surface_that_sags_is_brought_back_to_its_outlines():
     """A ball on a plane whose depth is that of a smaller one, in pictures that show it whole."""
-    cameras, truth = sweeps.orbit(24, height=SIDE, width=SIDE), ball(RADIUS_M)
-    plane, up = torch.tensor([0.0, 0.0, 1.0, 0.0]), cameras.rays()[1][..., 2]
-    table = cameras.c2w[:, 2, 3, None, None] / -up.clamp(max=-1e-3)
-    table = table * (cameras.rays()[1] * cameras.c2w[:, None, None, :3, 2]).sum(-1)
-    sagging = torch.minimum(camera_depths(ball(0.85 * RADIUS_M), cameras), table)
-    masks = silhouettes(truth, cameras)
+    small = ball(0.85 * RADIUS_M)
+    sagging = torch.minimum(camera_depths(small, CAMERAS), plane_depths(PLANE, CAMERAS))
+    masks = silhouettes(ball(RADIUS_M), CAMERAS)
     frames = torch.from_numpy(np.stack([coloured(mask) for mask in masks.numpy()]) * 255).clamp(0, 255).byte()
-    rough = carved(ball(0.85 * RADIUS_M).vertices, sagging, cameras, plane, 0.01, cells=40)
-    found = outlined(rough, frames, sagging, cameras, plane, 0.01, cells=40)
-    before, after = (iou(silhouettes(mesh, cameras), masks) for mesh in (rough, found))
+    rough = carved(small.vertices, sagging, CAMERAS, PLANE, 0.01, cells=40)
+    found, _ = outlined(rough, frames, sagging, CAMERAS, PLANE, 0.01, cells=40)
+    before, after = (iou(silhouettes(mesh, CAMERAS), masks) for mesh in (rough, found))
     assert before < 0.8 and after > 0.93
+
+
+def test_a_shadow_that_passed_for_a_foot_becomes_the_plane_again():
+    """The same ball in its shadow, which depth takes for a slab of a sixth of its height."""
+    truth, slab = ball(RADIUS_M), ball(0.9 * RADIUS_M)
+    flat = torch.tensor([1.0, 1.0, 0.18])
+    slab = replace(slab, vertices=(slab.vertices - torch.tensor([0.06, 0.0, 0.1])).clamp(min=-9) * flat)
+    flat_shadow = replace(slab, vertices=slab.vertices * torch.tensor([1.0, 1.0, 1e-3]))
+    masks, dark = silhouettes(truth, CAMERAS), silhouettes(flat_shadow, CAMERAS)
+    ground = plane_depths(PLANE, CAMERAS)
+    wrong = camera_depths(truth, CAMERAS).minimum(camera_depths(slab, CAMERAS)).minimum(ground)
+    pictures = np.stack([coloured(mask) for mask in masks.numpy()])
+    pictures[(dark & ~masks).numpy()] *= 0.5
+    frames = torch.from_numpy(pictures * 255).clamp(0, 255).byte()
+    points = torch.cat([truth.vertices, slab.vertices])
+    rough = carved(points[points[:, 2] > 0.03], wrong, CAMERAS, PLANE, 0.01, cells=40)
+    found, depth = outlined(rough, frames, wrong, CAMERAS, PLANE, 0.01, cells=40)
+    before, after = (iou(silhouettes(mesh, CAMERAS), masks) for mesh in (rough, found))
+    assert before < 0.88 and after > 0.93
+    taken, right = wrong < ground - 0.01, torch.minimum(camera_depths(truth, CAMERAS), ground)
+    foot = taken & ~masks
+    assert ((depth - right).abs()[foot] < 1e-4).float().mean() > 0.9

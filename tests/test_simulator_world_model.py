@@ -250,26 +250,39 @@ def test_a_pool_of_frames_has_the_error_of_the_whole_network(trained: Path, mode
 def test_one_large_step_of_a_perfect_model_is_the_flow_itself(trained: Path):
     """Where the prediction is the data, two steps and one lead to the same place, and known frames stay."""
     batch = tiny_batch(trained, "clip")
-    learnt = with_large_steps(batch, lambda noisy, level, next_level: batch.data, np.random.default_rng(1))
+    learnt = with_large_steps(
+        batch, lambda batch, noisy, level, next_level: batch.data, np.random.default_rng(1)
+    )
     assert torch.allclose(learnt.target, batch.data, atol=1e-4)
     known = batch.noise_level <= 0.12
     assert known.any() and torch.equal(learnt.next_level[known], batch.noise_level[known])
     assert (learnt.next_level[~known] < batch.noise_level[~known]).all()
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("generations", [1, 2, 3])
-def test_a_past_of_the_models_own_stands_where_the_truth_stood(trained: Path, generations: int):
+def test_a_past_of_the_models_own_stands_where_the_truth_stood(trained: Path, generations: int, large: bool):
     batch = tiny_batch(trained, "rollout")
     asked = []
 
-    def predict(noisy, level, next_level):
-        asked.append(level)
+    def predict(seen, noisy, level, next_level):
+        asked.append((seen, level, next_level))
         return torch.full_like(batch.data, 7.0)
 
-    learnt = with_own_past(batch, predict, np.random.default_rng(1), generations)
+    learnt = with_own_past(batch, predict, np.random.default_rng(1), generations, large)
     own = (learnt.data == 7.0).flatten(2).all(dim=2)
-    assert own[:, 1:].float().mean() > 0.3 and torch.equal(own, asked[-1] == 1) and len(asked) == generations
+    seen, level, next_level = asked[generations - 1]
+    assert own[:, 1:].float().mean() > 0.3 and torch.equal(own, level == 1)
     assert torch.equal(learnt.data[~own], batch.data[~own]) and (learnt.noise_level[own] <= 0.12).all()
+    assert torch.equal(next_level[own], torch.zeros_like(level)[own] if large else level[own])
+    assert len(asked) == generations + 2 * large, "a large step is learnt from two smaller ones"
+    follows = learnt.noise_level > 0.12
+    assert follows.any() and torch.equal(
+        learnt.next_level[follows] < learnt.noise_level[follows], follows[follows] & large
+    )
+    for told in (seen, learnt, asked[-1][0]):
+        assert told.forced is not None and not told.forced.any(), "the truth says nothing of the frame before"
+    assert torch.equal(asked[-1][0].data == 7.0, learnt.data == 7.0) or not large
 
 
 def test_forced_windows_are_told_the_true_frame_before_and_others_see_their_own(trained: Path):

@@ -65,12 +65,15 @@ class WorldTraining:
         }
         return {"rollout": 1 - sum(shares.values()), **shares}
 
-    def scaled(self, times: float) -> WorldTraining:
-        """The same with batches of so many times the windows. Raises ValueError if none would be left."""
-        if not times > 0:
-            raise ValueError(f"--batch-scale must be above 0, got {times}")
+    def scaled(self, batch: float, rate: float) -> WorldTraining:
+        """The same with so many times the windows in a batch, and the rates. Raises ValueError if none would
+        be left."""
+        for name, times in (("batch", batch), ("rate", rate)):
+            if not times > 0:
+                raise ValueError(f"--{name}-scale must be above 0, got {times}")
         sizes = {name: getattr(self, name) for name in ("rollout_clips", "sweep_clips", "pictures")}
-        return replace(self, **{name: max(1, round(size * times)) for name, size in sizes.items()})
+        rates = {name: rate * getattr(self, name) for name in ("matrix_rate", "other_rate")}
+        return replace(self, **{name: max(1, round(size * batch)) for name, size in sizes.items()}, **rates)
 
     def windows(self, kind: str, window: int) -> tuple[int, int]:
         """How many windows a batch of a kind holds, and their latent steps. window: a rollout's."""

@@ -15,6 +15,9 @@ SaveMinutes = Annotated[float | None, arg(help="between checkpoints, instead of 
 BatchScale = Annotated[
     float, arg(help="windows or clips in a batch, times the preset's; 8 keeps a large GPU busy")
 ]
+RateScale = Annotated[
+    float, arg(help="learning rates, times the preset's; .25 goes on gently from weights that are good")
+]
 WorldWeights = Annotated[tuple[float, ...], arg(help="how often to draw each world, by name's order")]
 SweepWeights = Annotated[tuple[float, ...], arg(help="the same for camera sweeps")]
 PictureWeights = Annotated[tuple[float, ...], arg(help="the same for pictures from words")]

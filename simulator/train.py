@@ -185,6 +185,7 @@ def train(
     picture_share: flags.PictureShare = None,
     other_sizes: flags.OtherSizes = None,
     batch_scale: flags.BatchScale = 1.0,
+    rate_scale: flags.RateScale = 1.0,
     micro_batches: flags.MicroBatches = None,
     checkpoint_activations: flags.CheckpointActivations = False,
     seed: int = 0,
@@ -227,7 +228,7 @@ def train(
         sweep_weights=sweep_weights,
         picture_weights=picture_weights,
         **{name: value for name, value in asked.items() if value is not None},
-    ).scaled(batch_scale)
+    ).scaled(batch_scale, rate_scale)
     check_writable(out)
     torch.manual_seed(seed)
     config = PRESETS[preset]

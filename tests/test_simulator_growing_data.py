@@ -127,6 +127,9 @@ def test_a_tokenizer_trains_further_and_the_world_model_learns_its_new_latents(r
 def test_a_tokenizers_training_is_refused_before_it_starts(run: Path, tmp_path: Path, flags: dict, rule: str):
     with pytest.raises(ValueError, match=rule):
         train_tokenizer(run / "data", tmp_path / "no", preset="tiny", track=False, **flags)
-    with pytest.raises(ValueError, match="--batch-scale must be above 0"):
-        train(run / "data", run / "tokenizer", tmp_path / "no", preset="tiny", batch_scale=-1.0, track=False)
+    for name in ("batch_scale", "rate_scale"):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be above 0, got -1.0"):
+            train(
+                run / "data", run / "tokenizer", tmp_path / "no", preset="tiny", track=False, **{name: -1.0}
+            )
     assert not (tmp_path / "no").exists()

@@ -258,31 +258,37 @@ def outlined(
     distance = camera_depths(rough, cameras)
     covered = distance.isfinite()
     hidden = covered & (depth > 0) & (depth < distance - 4 * voxel_m)
-    low = torch.zeros_like(covered)
-    if plane is not None:
-        height, top = (
-            cameras.unproject(distance) @ plane[:3] + plane[3],
-            rough.vertices @ plane[:3] + plane[3],
-        )
-        low = covered & (height < LOW * top.max())
+    low, ground = low_parts(rough, distance, cameras, plane)
     masks = outlines(frames, covered, hidden, low)
-    before = depth
-    if plane is not None:
-        depth = torch.where(low & ~masks & ~hidden, plane_depths(plane, cameras), depth)
+    corrected = torch.where(low & ~masks & ~hidden, ground, depth)
     grid = grid_around(rough.vertices, plane, voxel_m, cells, GROWN)
     points = grid.points
-    beyond = beyond_outlines(points, depth, cameras, grid.reach_m, masks).reshape(grid.counts)
-    empty, within = grid.lifted(emptiness(points, depth, cameras, grid.reach_m)), beyond < 0
+    beyond = beyond_outlines(points, corrected, cameras, grid.reach_m, masks).reshape(grid.counts)
+    empty, within = grid.lifted(emptiness(points, corrected, cameras, grid.reach_m)), beyond < 0
     empty = made_solid(empty, within, points[within.flatten()], cameras, masks & ~hidden)
     try:
         made = closed(grid, torch.maximum(empty, (beyond / SHARP_PX).clamp(-1, 1)))
     except NothingExtracted:
-        return rough, before
+        return rough, depth
 
     def agreement(shown: Bool[Tensor, "n h w"]) -> float:
         return (((shown & masks) & ~hidden).sum() / ((shown | masks) & ~hidden).sum()).item()
 
-    return (made, depth) if agreement(silhouettes(made, cameras)) > agreement(covered) else (rough, before)
+    better = agreement(silhouettes(made, cameras)) > agreement(covered)
+    return (made, corrected) if better else (rough, depth)
+
+
+def low_parts(
+    rough: Mesh, distance: Float[Tensor, "n h w"], cameras: Cameras, plane: Float[Tensor, " 4"] | None
+) -> tuple[Bool[Tensor, "n h w"], Float[Tensor, "n h w"]]:
+    """Pixels that see so low a part of a surface, by its camera z there, that it may be the plane in the
+    surface's shadow, and the plane's camera z; none without a plane."""
+    if plane is None:
+        return torch.zeros_like(distance, dtype=torch.bool), torch.zeros_like(distance)
+    height, top = (
+        (points @ plane[:3] + plane[3]) for points in (cameras.unproject(distance), rough.vertices)
+    )
+    return height < LOW * top.max(), plane_depths(plane, cameras)
 
 
 def plane_depths(plane: Float[Tensor, " 4"], cameras: Cameras) -> Float[Tensor, "n h w"]:

@@ -62,8 +62,7 @@ def outline(
     if min(inside.sum(), outside.sum()) < FEWEST_PIXELS or not free.any():
         return rough
     likely, unlikely = (_likelihood(picture, free, side, 1.5 * band) for side in (inside, outside))
-    shaded = _likelihood(picture, free, outside, 1.5 * band, SHADE)
-    shaded = np.where(low[free], shaded, 0.0)
+    shaded = np.where(low[free], _likelihood(picture, free, outside, 1.5 * band, SHADE), 0.0)
     unlikely = np.maximum(unlikely, shaded)
     gain = np.where(rough, np.inf, -np.inf)
     stay = STAY * within_px[free] * (1 - shaded)

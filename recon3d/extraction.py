@@ -285,10 +285,9 @@ def low_parts(
     surface's shadow, and the plane's camera z; none without a plane."""
     if plane is None:
         return torch.zeros_like(distance, dtype=torch.bool), torch.zeros_like(distance)
-    height, top = (
-        (points @ plane[:3] + plane[3]) for points in (cameras.unproject(distance), rough.vertices)
-    )
-    return height < LOW * top.max(), plane_depths(plane, cameras)
+    top = (rough.vertices @ plane[:3] + plane[3]).max()
+    height = cameras.unproject(distance) @ plane[:3] + plane[3]
+    return distance.isfinite() & (height < LOW * top), plane_depths(plane, cameras)
 
 
 def plane_depths(plane: Float[Tensor, " 4"], cameras: Cameras) -> Float[Tensor, "n h w"]:

@@ -53,7 +53,7 @@ def outline(
     band = BAND * max(rough.shape)
     within_px = signed_distance(rough)
     # beside low pixels of the rough surface the ground begins
-    low = np.asarray(ndimage.binary_dilation(low & rough, iterations=round(band))) & (low | ~rough)
+    low = np.asarray(ndimage.binary_dilation(low & rough, iterations=round(band)), bool) & (low | ~rough)
     moves = (np.abs(within_px) <= band) | low
     free, near = moves & ~hidden, (np.abs(within_px) < 4 * band) & ~hidden
     inside, outside = near & ~low & (within_px > band), near & (within_px < -band / 2)
@@ -67,7 +67,7 @@ def outline(
     gain = np.where(rough, np.inf, -np.inf)
     stay = STAY * within_px[free] * (1 - shaded)
     gain[free] = np.log((likely + RARE) / (unlikely + RARE)).clip(-SURE, SURE) + stay
-    return least_cut(gain, np.asarray(ndimage.binary_dilation(moves, iterations=2)), picture, free)
+    return least_cut(gain, np.asarray(ndimage.binary_dilation(moves, iterations=2), bool), picture, free)
 
 
 def signed_distance(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:

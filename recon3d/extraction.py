@@ -300,6 +300,7 @@ def plane_depths(plane: Float[Tensor, " 4"], cameras: Cameras) -> Float[Tensor, 
 
 def closed(grid: Grid, empty: Float[Tensor, "x y z"]) -> Mesh:
     """The surface of the largest piece of what is not empty (below 0), closed at the grid's border and plane.
+    On a plane, voxels count by their height: where it seems to bulge, it is wide but flat.
 
     Raises:
         NothingExtracted: nothing is solid.
@@ -313,7 +314,8 @@ def closed(grid: Grid, empty: Float[Tensor, "x y z"]) -> Mesh:
     labels, count = ndimage.label(outside < 0)  # pyright: ignore[reportGeneralTypeIssues]
     if not count:
         raise NothingExtracted("nothing solid is left of the thing; reconstruct from more or sharper views")
-    sizes = np.bincount(labels.ravel())[1:]
+    height = np.ones(1) if grid.floor is None else (grid.axes[2] - grid.floor).numpy().clip(min=grid.step)
+    sizes = np.bincount(labels.ravel(), np.broadcast_to(height, labels.shape).ravel())[1:]
     outside = np.where((labels > 0) & (labels != sizes.argmax() + 1), -outside, outside)
     vertices, faces, _, _ = marching_cubes(outside, 0.0)
     corner = torch.stack([axis[0] for axis in grid.axes])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recon3d import sweeps
-from recon3d.extraction import carved, outlined, plane_depths
+from recon3d.extraction import Grid, carved, closed, outlined, plane_depths
 from recon3d.mesh import Mesh, camera_depths, silhouettes
 from recon3d.outlines import least_cut, outline, outlines, signed_distance
 
@@ -141,3 +141,15 @@ def test_a_shadow_that_passed_for_a_foot_becomes_the_plane_again():
     foot[:, -8:] = False
     assert ((depth - right).abs()[foot] < 1e-4).float().mean() > 0.9
     assert torch.equal(depth[~silhouettes(rough, CAMERAS)], wrong[~silhouettes(rough, CAMERAS)])
+
+
+@pytest.mark.parametrize("floor", [0.0, None], ids=["on a plane", "in the air"])
+def test_of_two_pieces_on_a_plane_the_one_that_stands_out_is_the_thing(floor):
+    """A slab as a bulge of the plane would be, and a tower of fewer voxels."""
+    axes = [0.01 * torch.arange(40, dtype=torch.float64) for _ in range(3)]
+    empty = torch.ones(40, 40, 40)
+    empty[3:25, 3:37, 3:6] = -1
+    empty[29:37, 10:20, 3:30] = -1
+    made = closed(Grid(axes, 0.01, torch.eye(3, dtype=torch.float64), floor, 0.03, 2), empty)
+    tall, wide = made.vertices[:, 2].max().item() > 0.2, np.ptp(made.vertices[:, 0].numpy()) > 0.15
+    assert (tall, wide) == ((True, False) if floor is not None else (False, True))

@@ -43,7 +43,7 @@ class WorldTraining:
     other_sizes: float = 0.12  # share of the batches in picture sizes other than the most frequent
     flow_maps: float = 0.3  # share of the batches that learn to take large steps
     forced: float = 0.75  # share of the rollout windows with noise in all frames, each told the one before
-    own_past: float = 0.4  # share of the rollout batches whose past is the model's own, once it can dream
+    own_past: float = 0.3  # share of the rollout batches whose past is the model's own, once it can dream
     world_weights: tuple[
         float, ...
     ] = ()  # how often each world is drawn, by name's order; empty: by its episodes

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -235,7 +236,7 @@ def _cost(views: int, size: int, preset: str, seed: int, threads: int) -> Cost:
         watch=lambda model, step, spent: times.append(spent),
     )
     first = len(times) // 3
-    step_ms = 1000 * (times[-1] - times[first]) / (len(times) - 1 - first)
+    step_ms = 1000 * float(np.median(np.diff(times[first:])))  # other programs count little
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return Cost(views, size, chosen.steps, round(step_ms, 1), round(peak, 2), round(bare, 2))
 

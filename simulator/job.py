@@ -40,6 +40,11 @@ class Job:
     other_latents: bool = False  # than those that it learnt on
     follow: bool = False  # what is recorded meanwhile
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the first weights already dream of these worlds, in these latents."""
+        return self.start_from is not None and not (self.other_worlds or self.other_latents)
+
 
 def fitted(job: Job, data: LatentEpisodes) -> Job:
     """The job with room for the data's worlds and actions, and without batches that the data cannot fill."""

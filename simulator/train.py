@@ -335,7 +335,7 @@ def fit(
             kind = str(rng.choice([*training.shares], p=[*training.shares.values()]))
             other = bool(others) and rng.random() < training.other_sizes
             data = others[int(rng.integers(len(others)))] if other else main
-            lesson = choose_lesson(training, kind, bool(job.start_from) or progress > 1 / 3, rng)
+            lesson = choose_lesson(training, kind, job.goes_on or progress > 1 / 3, rng)
             frequent = not other and (kind == "rollout" or where.type == "cuda")
             core, look = (quick, quick_guess) if frequent else (loss_of, guess)
             scale = tokens_in(main) / tokens_in(data)

@@ -15,6 +15,7 @@ from recon3d.cameras import Cameras
 from simulator.video import Frames, resize
 
 HELD, FREE = 0.0, 1.0
+DRAFT_LEVEL = 0.7  # noise from which a draft keeps its composition and gets details of its own
 Actions = Float[np.ndarray, "steps a"]
 
 
@@ -250,7 +251,7 @@ def upscale(
     height: int,
     width: int,
     *,
-    level: float = 0.7,
+    level: float = DRAFT_LEVEL,
     time_factor: int = 1,
     **given: Unpack[Given],
 ) -> Canvas:
@@ -260,6 +261,21 @@ def upscale(
             f"upscale needs a size of at least {video.shape[1]}x{video.shape[2]}, got {height}x{width}"
         )
     return edit(resize(video, height, width), prompt, level=level, time_factor=time_factor, **given)
+
+
+def resized(canvas: Canvas, height: int, width: int) -> Canvas:
+    """The same request for pictures of another size."""
+    cameras = None if canvas.cameras is None else canvas.cameras.resized(height, width)
+    return replace(canvas, frames=resize(canvas.frames, height, width), cameras=cameras)
+
+
+def from_draft(canvas: Canvas, draft: Frames) -> Canvas:
+    """The same request where a draft of it is there: what is held stays, the rest starts from the draft."""
+    frames = resize(draft, *canvas.frames.shape[1:3])
+    first, later = canvas.held[:1], canvas.held[1:]
+    known = np.append(first, np.repeat(later, (len(frames) - 1) // max(1, len(later))))
+    frames[known] = canvas.frames[known]
+    return replace(canvas, frames=frames, start_level=np.minimum(canvas.start_level, DRAFT_LEVEL))
 
 
 SHOT_MARK = re.compile(r"\bshot\s+\d+\s*:", re.IGNORECASE)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
-from simulator.canvas import Canvas
+from simulator.canvas import Canvas, from_draft
 from simulator.precision import fast_precision
 from simulator.video import to_unit
 from simulator.world_model import WorldModel
@@ -26,17 +25,20 @@ class Estimate:
     steps: int
     call_s: float  # the network, once, on the whole canvas (with and without the prompt where guided)
     rest_s: float  # encoding what is known, decoding what is made
+    draft: Estimate | None = None  # of what is made smaller first
 
     @property
     def seconds(self) -> float:
-        return self.steps * self.call_s + self.rest_s
+        before = self.draft.seconds if self.draft else 0.0
+        return before + self.steps * self.call_s + self.rest_s
 
     @property
     def words(self) -> str:
         """One line for whoever waits."""
         took = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
         parts = f"{self.steps} steps of {self.call_s:.2g} s, {self.rest_s:.2g} s to encode and decode"
-        return f"this will take about {took} ({parts})"
+        before = f"{self.draft.seconds:.2g} s for a smaller draft, " if self.draft else ""
+        return f"this will take about {took} ({before}{parts})"
 
 
 def estimate(
@@ -54,6 +56,11 @@ def estimate(
 
     Raises ValueError as `generate` does, for a canvas that cannot be made.
     """
+    small = model.draft_of(canvas)
+    if small is not None:
+        draft = estimate(model, small, steps, clock=clock, always=always)
+        own = estimate(model, from_draft(canvas, small.frames), steps, clock=clock, always=always)
+        return replace(own, draft=draft)
     steps = steps or model.steps_for(canvas)
     n = len(canvas.start_level)
     first = _first_frame(canvas)
@@ -67,11 +74,11 @@ def estimate(
 
 
 def _first_frame(canvas: Canvas) -> Canvas:
-    """A canvas of one free frame of the same size and words."""
+    """A canvas of one frame of the same size and words, as free as the freest."""
     return Canvas(
         canvas.prompts[0] if canvas.prompts else None,
         canvas.frames[:1],
-        np.ones(1, np.float32),
+        canvas.start_level.max(keepdims=True),
         canvas.world,
         guidance=canvas.guidance,
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simulator.cache import extended, first_frame_of
-from simulator.canvas import Canvas
+from simulator.canvas import DRAFT_LEVEL, Canvas, from_draft, resized
 from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
 from simulator.conditions import Conditioner, led_by
 from simulator.flow import Levels, add_noise
@@ -52,6 +52,7 @@ class WorldModelConfig:
     commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it
 
 
+DRAFTED_FROM = 2.0  # times the training's pixels, above which a canvas is drafted smaller first
 DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
 DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the next
 
@@ -121,7 +122,18 @@ class WorldModel:
 
     def steps_for(self, canvas: Canvas) -> int:
         """Sampler steps of a canvas where none are asked for: few where little is open."""
-        return max(1, self.config.clip_steps // (4 if canvas.determined else 1))
+        little = canvas.determined or canvas.start_level.max() <= DRAFT_LEVEL
+        return max(1, self.config.clip_steps // (4 if little else 1))
+
+    def draft_of(self, canvas: Canvas) -> Canvas | None:
+        """The same request, smaller, where its pictures are much larger than those of the training: what is
+        where is decided there. None where they are not, or where a draft is what the canvas holds."""
+        height, width = canvas.frames.shape[1:3]
+        times = height * width / (self.height * self.width)
+        if times <= DRAFTED_FROM or canvas.start_level.max() <= DRAFT_LEVEL:
+            return None
+        unit, smaller = self._size_unit, min(2.0, times**0.5)
+        return resized(canvas, *(max(1, round(size / smaller / unit)) * unit for size in (height, width)))
 
     def action_size(self, world: str) -> int:
         """Width of the world's actions. Raises ValueError if this model does not know the world."""
@@ -145,15 +157,19 @@ class WorldModel:
 
     def _check_size(self, height: int, width: int) -> tuple[int, int]:
         self.tokenizer.check_size(height, width)
-        factor, patch = self.tokenizer.config.space_factor, self.transformer.config.patch
+        factor, unit = self.tokenizer.config.space_factor, self._size_unit
         for name, size in (("height", height), ("width", width)):
-            if beyond := size % (factor * patch):
-                near = [low for low in (size - beyond, size - beyond + factor * patch) if low]
+            if beyond := size % unit:
+                near = [low for low in (size - beyond, size - beyond + unit) if low]
                 raise ValueError(
-                    f"{name} must be a multiple of {factor * patch}, got {size}; "
-                    f"use {' or '.join(map(str, near))}"
+                    f"{name} must be a multiple of {unit}, got {size}; use {' or '.join(map(str, near))}"
                 )
         return height // factor, width // factor
+
+    @property
+    def _size_unit(self) -> int:
+        """Heights and widths are multiples of so many pixels."""
+        return self.tokenizer.config.space_factor * self.transformer.config.patch
 
     # --- whole canvases
 
@@ -168,15 +184,21 @@ class WorldModel:
     ) -> UInt8[np.ndarray, "t h w 3"]:
         """Make every frame of a canvas. The same canvas, seed and steps give the same frames.
 
+        Pictures much larger than the training's are made smaller first, enlarged, re-noised and made again
+        where they were not held (as SDEdit does, Meng et al. 2022): the layout is the small one's.
+
         Raises ValueError, before any work, for a size that the tokenizer cannot divide, conditions that this
         model does not know, or a canvas that does not fit into memory.
         """
         y, x = self._check_size(*canvas.frames.shape[1:3])
-        steps = steps or self.steps_for(canvas)
         power = DETERMINED_POWER if canvas.determined else 1.0
         n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
         self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
         conditions = self.conditioner.of_canvas(canvas, y, x)
+        if (draft := self.draft_of(canvas)) is not None:
+            small = self.generate(draft, seed=seed, steps=steps, progress=progress)
+            return self.generate(from_draft(canvas, small), seed=seed, steps=steps, progress=progress)
+        steps = steps or self.steps_for(canvas)
         start = torch.from_numpy(canvas.start_level).to(self.device)[None]
         noise = row_noise([seed], 0, (n, self.tokenizer.config.channels, y, x), self.device)
         data = noise
@@ -192,7 +214,8 @@ class WorldModel:
             pair = self.transformer(noisy.repeat(2, 1, 1, 1, 1), level.repeat(2, 1), both)
             return pair._replace(data=guided(pair.data[:1], pair.data[1:], canvas.guidance))
 
-        with tqdm(total=steps, desc="generating", disable=not progress, mininterval=1) as bar:
+        size = "x".join(map(str, canvas.frames.shape[1:3]))
+        with tqdm(total=steps, desc=f"generating {size}", disable=not progress, mininterval=1) as bar:
             clean, *_ = denoise(predict, noisy, start, steps, power, canvas.closed, bar.update)
         video = to_uint8(self.tokenizer.decode(clean))[0]
         if canvas.closed:

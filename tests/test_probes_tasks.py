@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from envs.record import record
-from probes.tasks import TASKS, Task, half_width, row_of, table, tasks
+from probes.task_scores import TASKS, Task
+from probes.tasks import half_width, row_of, table, tasks
 from simulator.clips import list_episodes, read_episode
 from simulator.drift import drifts
 from simulator.drift import table as drift_table

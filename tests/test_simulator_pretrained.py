@@ -2,11 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from envs.record import record
+from probes.task_scores import correlation
+from simulator.canvas import from_draft, image_to_video, text_to_video
 from simulator.checkpoint import PRETRAINED
 from simulator.fidelity import Row, measure
+from simulator.metrics import gradient
+from simulator.video import resize
 from simulator.world_model import WorldModel
 
 EPISODES = 8
@@ -56,3 +61,33 @@ def test_dreams_follow_their_actions(rows: dict, world: str):
 def test_no_world_is_dull(rows: dict):
     assert rows["Room", 4].changed_share > 10 and rows["Orbit", 4].changed_share > 10
     assert rows["Lab", 4].changed_share > 3
+
+
+def test_a_large_picture_has_its_drafts_layout_and_details_of_its_own(model: WorldModel):
+    request = text_to_video("a red ball and a blue box on a table", 4, height=128, width=128, world="Orbit")
+    small = model.draft_of(request)
+    assert small is not None and small.frames.shape[1:3] == (64, 64) and model.draft_of(small) is None
+    large, draft = model.generate(request, seed=1), model.generate(small, seed=1)
+    shrunk = resize(large, 64, 64)
+    assert correlation(shrunk, draft) > 0.9
+    assert correlation(shrunk, draft) > correlation(shrunk, model.generate(small, seed=2)) + 0.1
+    assert gradient(large).mean() > 1.1 * gradient(resize(draft, 128, 128)).mean()
+
+
+def test_what_a_large_canvas_holds_is_not_drafted(model: WorldModel):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    request = image_to_video(picture, None, 3)
+    begun = from_draft(request, np.zeros((3, 64, 64, 3), np.uint8))
+    assert np.array_equal(begun.frames[0], picture) and not begun.frames[1:].any()
+    assert begun.start_level[0] == 0 and model.draft_of(begun) is None
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (128, 192), (256, 256), (48, 512)])
+def test_drafts_shrink_until_they_are_about_the_trainings_size(model: WorldModel, size: tuple[int, int]):
+    request, pixels = text_to_video(None, 1, height=size[0], width=size[1]), [size[0] * size[1]]
+    while (smaller := model.draft_of(request)) is not None:
+        request = smaller
+        pixels.append(smaller.frames[0, :, :, 0].size)
+    assert pixels == sorted(pixels, reverse=True) and 0.5 < pixels[-1] / 64**2 <= 2
+    model.generate(request, steps=1)

@@ -19,6 +19,7 @@ POINTERS = (
     "probes.demo",
     "probes.bench",
     "probes.scenes_bench",
+    "probes.task_scores",
     "probes.tasks",
     "probes.framing",
     "probes.train_checker",

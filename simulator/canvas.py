@@ -15,6 +15,7 @@ from recon3d.cameras import Cameras
 from simulator.video import Frames, resize
 
 HELD, FREE = 0.0, 1.0
+DRAFTED_FROM = 2.0  # times the pixels of the training, above which a canvas is drafted smaller first
 DRAFT_LEVEL = 0.7  # noise from which a draft keeps its composition and gets details of its own
 Actions = Float[np.ndarray, "steps a"]
 
@@ -263,8 +264,15 @@ def upscale(
     return edit(resize(video, height, width), prompt, level=level, time_factor=time_factor, **given)
 
 
-def resized(canvas: Canvas, height: int, width: int) -> Canvas:
-    """The same request for pictures of another size."""
+def smaller(canvas: Canvas, trained: tuple[int, int], unit: int) -> Canvas | None:
+    """The same request for a draft, of at least half the height and width, in multiples of `unit` pixels.
+    None where pictures are not much larger than the trained height and width, or nothing is freer than a
+    draft leaves it."""
+    size = canvas.frames.shape[1:3]
+    times = size[0] * size[1] / (trained[0] * trained[1])
+    if times <= DRAFTED_FROM or canvas.start_level.max() <= DRAFT_LEVEL:
+        return None
+    height, width = (max(1, round(side / min(2.0, times**0.5) / unit)) * unit for side in size)
     cameras = None if canvas.cameras is None else canvas.cameras.resized(height, width)
     return replace(canvas, frames=resize(canvas.frames, height, width), cameras=cameras)
 

@@ -18,7 +18,7 @@ from simulator.conditions import led_by
 from simulator.flow import Levels
 from simulator.state import State, Steps
 from simulator.transformer import Conditions, Prediction
-from simulator.world_model import WorldModel, newest
+from simulator.world_model import WorldModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FullWindow(WorldModel):
             causal=True,
             drawn=0 if next_level is None else 1,
         )
-        return state, newest(found)._replace(memory=window)
+        return state, found.newest._replace(memory=window)
 
     def _settled(self, state: State) -> State:
         """The state in which the fresh frame is one of the window; that takes no call."""

@@ -131,6 +131,21 @@ class Prediction(NamedTuple):
     log_error: Float[Tensor, "b n"]  # natural log of the expected mean squared error of `data`
     memory: Memory  # of the frames given alone
 
+    @property
+    def newest(self) -> Prediction:
+        """What was predicted of the last frame; the memory is that of all."""
+        return self._replace(
+            data=self.data[:, -1:],
+            reward=self.reward[:, -1:],
+            terminated=self.terminated[:, -1:],
+            log_error=self.log_error[:, -1:],
+        )
+
+    @property
+    def expected_error(self) -> Float[Tensor, " b"]:
+        """Mean squared error of the first frame's data that the network expects of its own prediction."""
+        return self.log_error[:, 0].exp().double().cpu()
+
 
 def frames_before(
     latents: Float[Tensor, "b n c y x"], noise_level: Levels, past: Memory | None = None

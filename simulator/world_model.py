@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simulator.cache import extended, first_frame_of
-from simulator.canvas import DRAFT_LEVEL, Canvas, from_draft, resized
+from simulator.canvas import DRAFT_LEVEL, Canvas, from_draft, smaller, text_to_video
 from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
 from simulator.conditions import Conditioner, led_by
 from simulator.flow import Levels, add_noise
@@ -52,7 +52,6 @@ class WorldModelConfig:
     commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it
 
 
-DRAFTED_FROM = 2.0  # times the training's pixels, above which a canvas is drafted smaller first
 DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
 DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the next
 
@@ -128,12 +127,7 @@ class WorldModel:
     def draft_of(self, canvas: Canvas) -> Canvas | None:
         """The same request, smaller, where its pictures are much larger than those of the training: what is
         where is decided there. None where they are not, or where a draft is what the canvas holds."""
-        height, width = canvas.frames.shape[1:3]
-        times = height * width / (self.height * self.width)
-        if times <= DRAFTED_FROM or canvas.start_level.max() <= DRAFT_LEVEL:
-            return None
-        unit, smaller = self._size_unit, min(2.0, times**0.5)
-        return resized(canvas, *(max(1, round(size / smaller / unit)) * unit for size in (height, width)))
+        return smaller(canvas, (self.height, self.width), self._size_unit)
 
     def action_size(self, world: str) -> int:
         """Width of the world's actions. Raises ValueError if this model does not know the world."""
@@ -249,7 +243,7 @@ class WorldModel:
         guidance: float = 3.0,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         """Begin one dream a row: from its prompt alone, or from a picture. Returns state, first frame and
-        uncertainty."""
+        uncertainty (0 of a picture that was given, or drafted smaller as `generate` does)."""
         if images is not None:
             height, width = images.shape[1:3]
         height, width = height or self.height, width or self.width
@@ -289,6 +283,8 @@ class WorldModel:
         images: UInt8[np.ndarray, "b h w 3"] | None,
         guidance: float,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
+        if images is None:
+            images = self._drafted(prompts, worlds, seeds, height, width, guidance)
         text, known = self.conditioner.text(list(prompts))
         b = len(prompts)
         y, x = (size // self.tokenizer.config.space_factor for size in (height, width))
@@ -304,12 +300,31 @@ class WorldModel:
             pull = guidance if any(prompt is not None for prompt in prompts) else 1.0
             steps = self.config.clip_steps
             _, latents, first, _ = self._new_latents(state, conditions, pull, steps)
-            uncertainty = np.sqrt(_expected_error(first), dtype=np.float32)
+            uncertainty = np.sqrt(first.expected_error.numpy(), dtype=np.float32)
         state = self._made(state, conditions, latents)
         state = state if self.config.commit else self._settled(state)
         video, decoder = self.tokenizer.decode_stream(latents, None)
         frames = images[:, None].copy() if images is not None else to_uint8(video)
         return dataclasses.replace(state, decoder=decoder), frames, uncertainty
+
+    def _drafted(
+        self,
+        prompts: Sequence[str | None],
+        worlds: Int[Tensor, " b"],
+        seeds: Sequence[int],
+        height: int,
+        width: int,
+        guidance: float,
+    ) -> UInt8[np.ndarray, "b h w 3"] | None:
+        """First pictures of a size that needs a draft, or None."""
+        names = (None, *self.worlds)
+        wanted = [
+            text_to_video(prompt, 1, height=height, width=width, world=names[world], guidance=guidance)
+            for prompt, world in zip(prompts, worlds.tolist(), strict=True)
+        ]
+        if self.draft_of(wanted[0]) is None:
+            return None
+        return np.concatenate([self.generate(c, seed=seed) for c, seed in zip(wanted, seeds, strict=True)])
 
     @inference
     def step(
@@ -329,7 +344,7 @@ class WorldModel:
         settled, latents, first, last = self._new_latents(state, conditions, 1.0, steps)
         made = self.config.commit
         state = self._made(settled, conditions, latents) if made else self._kept(settled, last)
-        doubts = DOUBT_KEPT * np.array(state.doubts) + _expected_error(first)
+        doubts = DOUBT_KEPT * np.array(state.doubts) + first.expected_error.numpy()
         state = dataclasses.replace(state, doubts=tuple(doubts.tolist()))
         video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
         terminated = (last.terminated[:, 0] > 0).cpu().numpy()
@@ -401,7 +416,7 @@ class WorldModel:
         )
         memory = extended(state.memory, first_frame_of(found.memory, latents, levels), window)
         kept = min(state.kept + 1, window - 1)
-        return dataclasses.replace(state, memory=memory, kept=kept, fresh=None), newest(found)
+        return dataclasses.replace(state, memory=memory, kept=kept, fresh=None), found.newest
 
     def _noise(self, state: State, draw: int, shape: tuple[int, ...]) -> Float[Tensor, "b ..."]:
         """The first (0) or second (1) noise of each row's next latent step, by the row's own seed and age."""
@@ -458,18 +473,3 @@ class WorldModel:
         memory = extended(state.memory, seen.memory, window)
         ages, kept = tuple(age + 1 for age in state.ages), min(state.kept + 1, window - 1)
         return dataclasses.replace(state, memory=memory, ages=ages, frame=state.frame + 1, kept=kept)
-
-
-def newest(found: Prediction) -> Prediction:
-    """What was predicted of the last frame; the memory is that of all."""
-    return found._replace(
-        data=found.data[:, -1:],
-        reward=found.reward[:, -1:],
-        terminated=found.terminated[:, -1:],
-        log_error=found.log_error[:, -1:],
-    )
-
-
-def _expected_error(found: Prediction) -> Float[np.ndarray, " b"]:
-    """Mean squared error of the latents that the network expects of its own prediction."""
-    return found.log_error[:, 0].exp().double().cpu().numpy()

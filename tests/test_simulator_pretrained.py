@@ -91,3 +91,10 @@ def test_drafts_shrink_until_they_are_about_the_trainings_size(model: WorldModel
         pixels.append(smaller.frames[0, :, :, 0].size)
     assert pixels == sorted(pixels, reverse=True) and 0.5 < pixels[-1] / 64**2 <= 2
     model.generate(request, steps=1)
+
+
+def test_a_large_dream_begins_with_the_drafted_picture_of_its_words(model: WorldModel):
+    words, size = "a green cone on a wooden table", {"height": 128, "width": 128}
+    _, first, uncertainty = model.start([words], "Orbit", [3], **size)
+    picture = model.generate(text_to_video(words, 1, world="Orbit", **size), seed=3)
+    assert np.array_equal(first[0], picture) and uncertainty == 0

@@ -105,6 +105,11 @@ COMMANDS: dict[str, Command] = {
         "a video, pictures or prompt:TEXT in; a mesh out (.glb .ply .obj .xml)",
         'orrery asset "prompt:a blue mug" -o mug.glb',
     ),
+    "poses": Command(
+        "recon3d.dataset:poses",
+        "a video or photos in; a folder of pictures with their cameras out, as nerfstudio reads it",
+        "orrery poses clip.mp4 -o dataset",
+    ),
     "probe": Command(
         "probes.probe:probe",
         "measure how consistent a video, an env or a checkpoint is",

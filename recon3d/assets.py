@@ -89,11 +89,14 @@ def png_bytes(mesh: Textured) -> bytes:
 
 
 def textured_obj(mesh: Textured, material_file: str | None = None) -> str:
-    """A Wavefront OBJ with texture coordinates, whose v counts from the picture's lower edge."""
+    """A Wavefront OBJ with texture coordinates, whose v counts from the picture's lower edge. A vertex on a
+    seam stands there once, so that the surface is as closed as it was."""
+    places, place = mesh.vertices.cpu().unique(dim=0, return_inverse=True)
+    corners = torch.stack([place[mesh.faces.cpu()], mesh.faces.cpu()], dim=-1) + 1
     lines = [] if material_file is None else [f"mtllib {material_file}", "usemtl paint"]
-    lines += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in mesh.vertices.cpu().tolist()]
+    lines += [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in places.tolist()]
     lines += [f"vt {u:.6f} {1 - v:.6f}" for u, v in mesh.uv.cpu().tolist()]
-    lines += ["f " + " ".join(f"{k}/{k}" for k in face) for face in (mesh.faces.cpu() + 1).tolist()]
+    lines += ["f " + " ".join(f"{v}/{vt}" for v, vt in face) for face in corners.tolist()]
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 COEFFICIENTS, STRAIGHT = ("k1", "k2", "k3", "k4", "p1", "p2"), 1e-6  # of a lens; up to this it is a pinhole
+NOT_RIGID = 0.01  # by which the columns of a rotation may miss length 1 and right angles
 OPENGL_FROM_OPENCV = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
 
 
@@ -194,13 +195,37 @@ def to_transforms(cameras: Cameras, file_paths: Sequence[str]) -> dict[str, Any]
     return {"camera_model": "OPENCV", "h": cameras.height, "w": cameras.width, "frames": frames}
 
 
+def _pose_of(frame: dict[str, Any]) -> Float[Tensor, "4 4"]:
+    """A frame's matrix. Raises ValueError where it is not a rotation and a position."""
+    try:
+        pose = torch.tensor(frame["transform_matrix"], dtype=torch.float64)
+    except (TypeError, ValueError):
+        pose = torch.empty(0)
+    last = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    if pose.shape == (3, 4):
+        pose = torch.cat([pose, last[None]])
+    turn = pose[:3, :3]
+    if (
+        pose.shape != (4, 4)
+        or not pose.isfinite().all()
+        or not torch.allclose(turn @ turn.T, torch.eye(3).double(), atol=NOT_RIGID)
+        or torch.linalg.det(turn) < 0
+    ):
+        raise ValueError(
+            f"the transform_matrix of {frame['file_path']} must be a rotation and a position, 4 rows of 4 "
+            "numbers; export it again without scale, or leave the frame out"
+        )
+    return pose
+
+
 def from_transforms(transforms: dict[str, Any]) -> tuple[Cameras, list[str]]:
     """Cameras and picture paths from the content of a nerfstudio `transforms.json`.
 
     Intrinsics may stand per frame or once for all; the focal length may be given as `camera_angle_x`.
 
     Raises:
-        ValueError: no frames, no intrinsics, several picture sizes, or lens distortion.
+        ValueError: no frames, no intrinsics, several picture sizes, lens distortion, or a matrix that is no
+            pose.
     """
     frames = transforms.get("frames") or []
     if not frames:
@@ -228,7 +253,7 @@ def from_transforms(transforms: dict[str, Any]) -> tuple[Cameras, list[str]]:
             f"transforms.json must have one picture size, got {sorted(sizes)}; resize the pictures"
         )
     (height, width) = sizes.pop()
-    poses = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64)
+    poses = torch.stack([_pose_of(frame) for frame in frames])
     c2w = (poses @ OPENGL_FROM_OPENCV.double()).float()
     return Cameras(torch.tensor(matrices, dtype=torch.float32), c2w, height, width), [
         f["file_path"] for f in frames

@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, interpolate
 
 from recon3d.cameras import COEFFICIENTS, Cameras, from_transforms
+from recon3d.colmap import FEATURE_SIDES
 from recon3d.lens import lens_of, straightened
+from recon3d.misfit import misfit
 from recon3d.pictures import (
     VIDEO_SUFFIXES,
     Pictures,
@@ -32,13 +34,14 @@ from recon3d.pictures import (
     read_picture,
     read_video,
 )
-from recon3d.poses import FEATURE_SIDES, misfit_px, register
+from recon3d.poses import register
 from recon3d.similarity import NothingReconstructed
 
 LISTINGS = ("transforms.json", "transforms_train.json")
 FEWEST_VIEWS = 10
 SMALLEST_CHECKED = 128  # px
 FEWEST_MATCHES = 100
+FOCAL_FITS = 0.85  # of the misfit: a clearly different focal length that leaves less is nearer to the truth
 WORST_MISFIT = 0.005  # of the longer side; true cameras stay near a quarter of it
 Masks = list[Image.Image] | None
 
@@ -117,16 +120,26 @@ def read_capture(source: Path, reading: Reading = READING, progress: bool = Fals
 
 
 def _check_cameras(capture: Capture, listing: Path) -> None:
-    """Refuses cameras that contradict what their pictures show; small pictures show too little to tell."""
+    """Refuses cameras that contradict what their pictures show; small or bare pictures show too little to
+    tell, which is said."""
     side = max(capture.frames.shape[1:3])
     if side < SMALLEST_CHECKED:
         return
-    misfit, matches = misfit_px(capture.frames.numpy(), capture.cameras)
-    if matches >= FEWEST_MATCHES and misfit > WORST_MISFIT * side:
+    found = misfit(capture.frames.numpy(), capture.cameras)
+    if found.matches < FEWEST_MATCHES:
+        print(f"cameras taken as listed: only {found.matches} features match between views", file=sys.stderr)
+        return
+    if found.px > WORST_MISFIT * side:
         raise ValueError(
-            f"the cameras of {listing} do not fit its pictures: matched features are {misfit:.1f} px off, of "
-            f"{side}; check focal length and axes (OpenGL: y up, looking along -z), or remove the file: then "
-            "cameras are estimated"
+            f"the cameras of {listing} do not fit its pictures: matched features are {found.px:.1f} px off, "
+            f"of {side}; check focal length and axes (OpenGL: y up, looking along -z), or remove the file: "
+            "then cameras are estimated"
+        )
+    if found.focal_px < FOCAL_FITS * found.px:
+        raise ValueError(
+            f"the focal length of {listing} does not fit its pictures: matched features are {found.px:.2f} "
+            f"px off, and would be {found.focal_px:.2f} px off with {found.focal_factor:g} times it; correct "
+            "fl_x (in pixels of pictures of w x h), or remove the file: then cameras are estimated"
         )
 
 
@@ -225,8 +238,11 @@ def _read_posed(listing: Path, longest_side: int, reading: Reading) -> Capture:
         transforms = json.loads(listing.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{listing} is not valid JSON ({error}); export it again") from error
+    frames = transforms.get("frames") if isinstance(transforms, dict) else None
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        raise ValueError(f"{listing} must be an object with a list of frames; export it again")
     folder, images, missing, sizes = listing.parent, {}, [], set()
-    for k, frame in enumerate(transforms.get("frames") or []):
+    for k, frame in enumerate(frames):
         name = str(frame.get("file_path", ""))
         path = folder / (name if Path(name).suffix else f"{name}.png")
         if path.is_file():
@@ -238,7 +254,7 @@ def _read_posed(listing: Path, longest_side: int, reading: Reading) -> Capture:
     if len(images) < max(FEWEST_VIEWS, count / 2):
         raise ValueError(
             f"{listing} lists {count} pictures, of which {len(images)} exist; {FEWEST_VIEWS} and half of "
-            f"them are needed (missing: {', '.join(missing[:3]) or 'none'})"
+            f"them are needed (missing: {', '.join(missing[:3]) or 'none'}); put them back, or take more"
         )
     if len(sizes) != 1:
         raise ValueError(f"pictures of {folder} must have one size, got {sorted(sizes)}; resize them")
@@ -253,7 +269,8 @@ def _read_posed(listing: Path, longest_side: int, reading: Reading) -> Capture:
     masks, ignored = (_masks_for(pictures, at) for at in (reading.masks, reading.ignore))
     masks = _listed_masks(listing, described, width, height) if masks is None else masks
     lens = _one_lens(listing, described, cameras)
-    return _straight(pictures.images, cameras, lens, masks, ignored, metric=True)
+    metric = bool(transforms.get("metric", True))  # `orrery poses` says where it is not
+    return _straight(pictures.images, cameras, lens, masks, ignored, metric=metric)
 
 
 def _pinholes(described: Sequence[dict]) -> Cameras:

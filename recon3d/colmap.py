@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+FEATURE_SIDES = (512, 768)  # px: pictures are brought between these before features are sought
 MOST_FEATURES = 4096
 OVERLAP = 10  # a frame of a video is matched with so many that follow, and with some much later
 PAIRS_AT_ONCE = 20
@@ -44,6 +45,11 @@ def video_pairs(frames: int) -> list[tuple[int, int]]:
 def all_pairs(frames: int) -> list[tuple[int, int]]:
     """Each with each."""
     return [(a, b) for a in range(frames) for b in range(a + 1, frames)]
+
+
+def feature_scale(side: int) -> float:
+    """How pictures with such a longer side are scaled before features are sought."""
+    return min(max(FEATURE_SIDES[0] / side, 1.0), FEATURE_SIDES[1] / side)
 
 
 def write_pictures(

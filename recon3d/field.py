@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from recon3d.volume import distortion, median_distance, resample, spread, stratified, weights_of
 from recon3d.voxels import VoxelPyramid, contract, interpolate
 
+NORMAL_VOXELS = 4.0  # of the finest, on each side of a point, whose densities tell a surface's normal
+
 
 @dataclass(frozen=True)
 class FieldConfig:
@@ -115,6 +117,15 @@ class RadianceField(nn.Module):
             "disparity": (weights / middles).sum(-1) + (1 - opacity) / c.far,
             "spread": distortion(weights, 1 - 1 / (1 + edges)),
         }
+
+    def normals(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
+        """Unit directions in which the density falls, by differences of several voxels, as single ones are
+        noise."""
+        c = self.config
+        step = NORMAL_VOXELS * 2 * c.inner / (c.share * c.resolutions[-1]) * torch.eye(3).to(points)
+        ends = torch.stack([points[:, None] - step, points[:, None] + step])
+        raw = self.density(contract(ends.view(-1, 3), c.inner, c.share), self.levels).view(2, -1, 3)
+        return nn.functional.normalize(raw[0] - raw[1], dim=-1)
 
     def composited(
         self, points: Float[Tensor, "p 3"], weights: Float[Tensor, "r n"]

@@ -103,13 +103,14 @@ def placed(cameras: Cameras, preset: str) -> Cameras:
 
 
 def method(
-    preset: NerfPreset, seed: int = 0, *, exposure: bool = False, poses: bool = False
+    preset: NerfPreset, seed: int = 0, *, exposure: bool = False, poses: bool = False, normals: bool = False
 ) -> TrainerConfig:
     """nerfstudio's configuration of a training run of our model.
 
     Args:
         exposure: also fit a gain per training frame.
         poses: also fit a pose correction per training frame; it starts once there is something to align to.
+        normals: also render normals, as nerfstudio's exporters want them (`render` has them from depth).
     """
     optimizers = {}
     for name, rate in RATES.items():
@@ -141,6 +142,7 @@ def method(
                 coarse_steps=preset.steps // 2,
                 seed=seed,
                 exposure=exposure,
+                normals=normals,
                 camera_optimizer=CameraOptimizerConfig(mode="SO3xR3" if poses else "off"),
             ),
         ),
@@ -169,7 +171,7 @@ def nerfacto() -> TrainerConfig:
 
 # the focus of nerfstudio's own data parser is not ours: its box is filled by the cameras
 orrery_nerf = MethodSpecification(
-    config=method(replace(PRESETS["cpu"], field=replace(FieldConfig(), inner=1.0))),
+    config=method(replace(PRESETS["cpu"], field=replace(FieldConfig(), inner=1.0)), normals=True),
     description="Voxel-pyramid NeRF of the Orrery project, made for a CPU.",
 )
 
@@ -371,7 +373,7 @@ def reconstruct(
     if not found > floor + LEAST_GAIN_DB:
         raise NothingReconstructed(
             f"held-out views are predicted at {found:.1f} dB, by their mean image at {floor:.1f} dB: "
-            "the frames do not show one still scene from these cameras"
+            "the frames do not show one still scene from these cameras; check their axes (OpenGL: y up)"
         )
     return result
 

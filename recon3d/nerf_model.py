@@ -56,6 +56,7 @@ class OrreryNerfModelConfig(ModelConfig):
     distortion_loss_mult: float = 0.03
     exposure: bool = False  # fit a gain per training frame and colour channel
     bend_loss_mult: float = 0.03  # flatness where colours are even; needs triplets, as `reconstruct` draws
+    normals: bool = False  # also render the surface's, as nerfstudio's exporters and viewer take them
     seed: int = 0
     enable_collider: bool = False
     eval_num_rays_per_chunk: int = 8192
@@ -122,7 +123,8 @@ class OrreryNerfModel(Model):
         return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self.before_step)]
 
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
-        """Colours, accumulation and distance along the ray (nerfstudio calls it depth)."""
+        """Colours, accumulation and distance along the ray (nerfstudio calls it depth); where asked for, and
+        not in training, normals that face the camera, as (n + 1) / 2."""
         generator = self.generator() if self.training else None
         if self.training:
             self.camera_optimizer.apply_to_raybundle(ray_bundle)
@@ -135,6 +137,11 @@ class OrreryNerfModel(Model):
             outputs["spread"] = out["spread"]
             if "collinear" in ray_bundle.metadata:
                 outputs["bend"] = bend(out["disparity"], ray_bundle.directions)
+        elif self.config.normals:
+            surface = ray_bundle.origins + outputs["depth"] * ray_bundle.directions
+            normals = self.field.normals(surface)
+            away = (normals * ray_bundle.directions).sum(-1, keepdim=True) > 0
+            outputs["normals"] = (torch.where(away, -normals, normals) + 1) / 2
         return outputs
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from recon3d import colmap
 from recon3d.cameras import Cameras, rigid_inverse
 from recon3d.lens import simple_lens
+from recon3d.misfit import sampson
 from recon3d.similarity import NothingReconstructed, focus_similarity
 
 FEWEST_FRAMES = 3
@@ -33,13 +34,13 @@ FEW_FRAMES = 25  # below, a focal length that is left free runs away; from here 
 FREE_START = 1.2  # focal length over the longer side of the picture, from which a free one sets out
 FIXED_GUESSES = (0.7, 0.95, 1.3, 1.8)  # the same, for few frames: fields of view of 71, 56, 42 and 31 degrees
 FOCAL_LIMITS = (0.35, 4.0)  # the same: what lenses have
-FEATURE_SIDES = (512, 768)  # px: pictures are brought between these before features are sought
 LEAST_POINTS = 100
 LEAST_TRACK = 3
 LEAST_ANGLE_DEG = 2.0
 LEAST_EXPLAINED = 0.4
+FAR_OFF = 0.02  # of the picture's longer side: matches as far from where cameras allow contradict them
+MOST_CONTRADICTING = 0.05  # of the pairs of frames; clips that register well have up to 0.004
 LENS_EXPLAINS = 0.02  # share of the reprojection error: a true lens takes 4 to 8 % off, a false one 0.1 %
-MISFIT_BASELINE = 0.4  # between views to compare, over their distance from what they look at
 FEW_FEATURES, FEW_INLIERS = 30, 15  # in a frame; shared by neighbours
 STILL = 0.01  # shift of matched features over the picture's width, below which nothing moved
 MAPPING_S, FRAME_S = 240.0, 6.0  # mapping may take as long, or so much a frame if that is more
@@ -157,14 +158,16 @@ def register(
     count, height, width, _ = frames.shape
     side = max(height, width)
     _check(frames, focal_px, masks, mapping_s)
-    scale = _feature_scale(side)
+    scale = colmap.feature_scale(side)
     with tempfile.TemporaryDirectory(prefix="orrery-poses-") as name:
         folder = Path(name)
         colmap.write_pictures(folder, frames, masks, round(height * scale), round(width * scale))
         colmap.find_features(folder, (focal_px or FREE_START * side) * scale, focal_px is not None, progress)
-        pairs = colmap.video_pairs(count) if ordered else colmap.all_pairs(count)
-        colmap.match(folder, pairs, seed, progress)
-        matched = colmap.sum_up(*colmap.read_pairs(folder), width=round(width * scale))
+        colmap.match(
+            folder, colmap.video_pairs(count) if ordered else colmap.all_pairs(count), seed, progress
+        )
+        pairs, features = colmap.read_pairs(folder)
+        matched = colmap.sum_up(pairs, features, width=round(width * scale))
         hopeless = _why_none(matched, flat=SURELY_FLAT)
         if hopeless is not None:
             return _refused(_registration(None, matched, count, height, width), *hopeless)
@@ -189,7 +192,8 @@ def register(
             )
             return _refused(freed, "wrong intrinsics", reason)
         found = [given]
-    return _judged(max(found, key=lambda one: one.observations), matched)
+    best = max(found, key=lambda one: one.observations)
+    return _judged(best, matched, _contradicting(pairs, best, scale))
 
 
 def _check(
@@ -258,58 +262,6 @@ def _bent(
     return fitted if again is None else colmap.with_lens(again, free_focal)
 
 
-def misfit_px(
-    frames: UInt8[np.ndarray, "n h w 3"], cameras: Cameras, pairs: int = 8, seed: int = 0
-) -> tuple[float, int]:
-    """How far matched features are from where given cameras allow them, and how many say so.
-
-    The median Sampson distance (Hartley and Zisserman, 2nd ed., eq. 11.9) of the verified matches of some
-    frames with views about 20 degrees away (nearer ones hardly see a wrong focal length), in pixels of the
-    frames; NaN without matches.
-
-    Raises:
-        NothingReconstructed: the cameras do not move.
-    """
-    count, height, width, _ = frames.shape
-    scale = _feature_scale(max(height, width))
-    apart = torch.cdist(cameras.centres, cameras.centres) * focus_similarity(cameras).scale
-    chosen = {
-        tuple(sorted((k, int((apart[k] - MISFIT_BASELINE).abs().argmin()))))
-        for k in np.linspace(0, count - 1, min(pairs, count)).round().astype(int).tolist()
-    }
-    used = sorted({frame for pair in chosen for frame in pair})
-    with tempfile.TemporaryDirectory(prefix="orrery-poses-") as name:
-        folder = Path(name)
-        colmap.write_pictures(folder, frames[used], None, round(height * scale), round(width * scale))
-        colmap.find_features(folder, scale * cameras.K[0, 0, 0].item(), known=False)
-        colmap.match(folder, sorted((used.index(a), used.index(b)) for a, b in chosen), seed)
-        found, _ = colmap.read_pairs(folder)
-    errors = [
-        _sampson(cameras[[used[k] for k in pair.frames]], torch.from_numpy(pair.places / scale))
-        for pair in found
-    ]
-    distances = torch.cat(errors) if errors else torch.empty(0)
-    return distances.median().item() if len(distances) else float("nan"), len(distances)
-
-
-def _sampson(cameras: Cameras, places: Float[Tensor, "2 m 2"]) -> Float[Tensor, " m"]:
-    """Distance in pixels of matches from the epipolar geometry of two cameras, to first order."""
-    motion = (cameras.w2c[1] @ cameras.c2w[0]).double()
-    x, y, z = motion[:3, 3]
-    essential = torch.stack([torch.stack(row) for row in ((0 * x, -z, y), (z, 0 * x, -x), (-y, x, 0 * x))])
-    inverse = torch.linalg.inv(cameras.K.double())
-    fundamental = inverse[1].T @ essential @ motion[:3, :3] @ inverse[0]
-    first, second = torch.cat([places.double(), torch.ones_like(places[..., :1]).double()], -1)
-    lines, back = first @ fundamental.T, second @ fundamental
-    slope = lines[:, :2].square().sum(-1) + back[:, :2].square().sum(-1)
-    return (second * lines).sum(-1).abs() / slope.sqrt().clamp(min=1e-12)
-
-
-def _feature_scale(side: int) -> float:
-    """How pictures with such a longer side are scaled before features are sought."""
-    return min(max(FEATURE_SIDES[0] / side, 1.0), FEATURE_SIDES[1] / side)
-
-
 def _starts(
     focal_px: float | None, guess_px: float | None, side: int, count: int
 ) -> list[tuple[float, bool]]:
@@ -369,7 +321,18 @@ def _widest_angle_deg(towards: Float[np.ndarray, "v 3"]) -> float:
     return float(np.degrees(np.arccos(np.clip((units @ units.T).min(), -1, 1))))
 
 
-def _judged(found: Registration, matched: colmap.Matches) -> Registration:
+def _contradicting(pairs: Sequence[colmap.Pair], found: Registration, scale: float) -> float:
+    """Share of the matched pairs of registered frames whose matches lie far from where the cameras allow."""
+    side = max(found.cameras.height, found.cameras.width)
+    there = [pair for pair in pairs if found.registered[list(pair.frames)].all()]
+    off = [
+        sampson(found.cameras[pair.frames], torch.from_numpy(pair.places / scale)).median() > FAR_OFF * side
+        for pair in there
+    ]
+    return float(np.mean(off)) if off else 0.0
+
+
+def _judged(found: Registration, matched: colmap.Matches, contradicting: float) -> Registration:
     """The registration in a world that is upright and of our size, or why it is refused."""
     count, there = len(found.registered), int(found.registered.sum())
     if there < max(FEWEST_FRAMES, count / 2) or len(found.points) < LEAST_POINTS:
@@ -383,6 +346,13 @@ def _judged(found: Registration, matched: colmap.Matches) -> Registration:
         reason = (
             f"{there} frames register, but explain {found.explained:.0%} of the matched features: something "
             "moves, or the camera stands still; mask what moves"
+        )
+        return _refused(found, "not one scene", reason)
+    if contradicting > MOST_CONTRADICTING:
+        reason = (
+            f"{there} of {count} frames register, but {contradicting:.0%} of the pairs of frames that match "
+            "contradict these cameras: a pattern repeats, or something moves; take more views, closer "
+            "together, or mask what repeats or moves"
         )
         return _refused(found, "not one scene", reason)
     return _upright(found)

@@ -44,7 +44,8 @@ def focus_similarity(cameras: Cameras) -> Similarity:
     spread = (centres - centres.mean(0)).norm(dim=-1).max().item()
     if len(cameras) < 3 or spread < 1e-4:
         raise NothingReconstructed(
-            f"no parallax: {len(cameras)} cameras within {spread:.2g} m of one another see no depth"
+            f"no parallax: {len(cameras)} cameras within {spread:.2g} m of one another see no depth; give "
+            "views from different places"
         )
     identity = torch.eye(3).to(axes)
     across = identity - axes[:, :, None] * axes[:, None] + 1e-4 * identity

@@ -156,6 +156,27 @@ def no_json(folder):
     return folder
 
 
+def no_object(folder):
+    (folder / "transforms.json").write_text("[1, 2]")
+    return folder
+
+
+def no_pose(folder):
+    write_listing(folder)
+    listing = json.loads((folder / "transforms.json").read_text())
+    listing["frames"][3]["transform_matrix"][0][3] = float("nan")
+    (folder / "transforms.json").write_text(json.dumps(listing))
+    return folder
+
+
+def scaled_pose(folder):
+    write_listing(folder)
+    listing = json.loads((folder / "transforms.json").read_text())
+    listing["frames"][3]["transform_matrix"][0][:3] = [2.0, 0.0, 0.0]
+    (folder / "transforms.json").write_text(json.dumps(listing))
+    return folder
+
+
 def some_text(folder):
     (folder / "notes.txt").write_text("nothing here")
     return folder / "notes.txt"
@@ -171,6 +192,9 @@ def some_text(folder):
         (broken_photo, "a.jpg is not a picture"),
         (lost_pictures, "12 pictures, of which 5 exist"),
         (no_json, "JSON"),
+        (no_object, "an object with a list of frames"),
+        (no_pose, "3.png must be a rotation and a position"),
+        (scaled_pose, "3.png must be a rotation and a position"),
         (some_text, "a source is a video"),
     ],
 )

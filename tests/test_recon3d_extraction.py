@@ -154,6 +154,15 @@ def test_textured_files_show_the_same_to_another_reader(thing, seen, tmp_path):
         assets.write(baked, tmp_path / "c.ply")
 
 
+def test_a_closed_thing_stays_closed_in_a_textured_obj(thing, seen, tmp_path):
+    lines = assets.write(textured(thing, 128, seen[1]), tmp_path / "b.obj").read_text().splitlines()
+    vertices = [line.split()[1:] for line in lines if line.startswith("v ")]
+    faces = [
+        [int(corner.split("/")[0]) - 1 for corner in line.split()[1:]] for line in lines if line[0] == "f"
+    ]
+    assert trimesh.Trimesh(np.array(vertices, float), faces, process=False).is_watertight
+
+
 def test_files_that_belong_together_are_written_together_or_not_at_all(tmp_path):
     (tmp_path / "b").mkdir()  # a folder stands where the second file should go
     with pytest.raises(IsADirectoryError):

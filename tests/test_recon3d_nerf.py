@@ -55,6 +55,20 @@ def test_depth_is_metric_camera_z_and_normals_are_those_of_the_scene(result, swe
     assert torch.rad2deg(torch.acos(cosine)).median() < 20
 
 
+def test_normals_for_nerfstudios_exporters_are_those_of_the_scene(result, sweep, monkeypatch):
+    assert nerf.orrery_nerf.config.pipeline.model.normals, "ns-train's method renders them"
+    monkeypatch.setattr(result.model.config, "normals", True)
+    _, cameras, depth = sweep
+    origins, directions = (rays.reshape(-1, 3) for rays in result.similarity.rays(cameras[4]))
+    bundle = nerf._bundle(origins, directions, torch.zeros(len(origins), dtype=torch.int64))
+    with torch.no_grad():
+        coded = result.model(bundle)["normals"]
+    assert coded.min() >= 0 and coded.max() <= 1, "nerfstudio takes normals as colours"
+    exact = normals_from_depth(cameras[4], depth[4:5])[0]
+    cosine = ((2 * coded - 1).view(48, 48, 3) * exact).sum(-1)[depth[4] < 1.4].clamp(-1, 1)
+    assert torch.rad2deg(torch.acos(cosine)).median() < 25
+
+
 def test_the_mesh_and_the_points_stand_where_the_scene_is(result):
     mesh, cloud = result.mesh(maps=result.depth_maps(side=48)), result.point_cloud()
     assert len(mesh.faces) > 1000

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 
 from probes.subjects import ReferenceSubject
-from recon3d import poses, sweeps
+from recon3d import dataset, poses, sweeps
 from recon3d.cameras import OPENGL_FROM_OPENCV, Cameras
-from recon3d.captures import WORST_MISFIT
+from recon3d.captures import FEWEST_MATCHES, FOCAL_FITS, WORST_MISFIT, read_capture
+from recon3d.misfit import misfit
 from recon3d.similarity import NothingReconstructed
 from recon3d.trajectories import path_error
+from simulator.video import write_video
 
 SEED = 900_000_001
 SIDE = 128
@@ -82,15 +84,56 @@ def test_a_wrong_focal_length_is_told(orbit):
     assert found.cameras.c2w.isnan().all()
 
 
+def zoomed(cameras: Cameras, factor: float) -> Cameras:
+    wide = Cameras(cameras.K * torch.tensor([factor, factor, 1.0])[:, None], cameras.c2w, SIDE, SIDE)
+    wide.K[:, :2, 2] = SIDE / 2
+    return wide
+
+
 def test_cameras_that_fit_their_pictures_are_told_from_wrong_ones(orbit):
     frames, cameras = orbit
-    wide = Cameras(cameras.K * torch.tensor([1.7, 1.7, 1.0])[:, None], cameras.c2w, SIDE, SIDE)
-    wide.K[:, :2, 2] = SIDE / 2
     flipped = Cameras(cameras.K, cameras.c2w @ OPENGL_FROM_OPENCV, SIDE, SIDE)
-    (true, matches), (focal, _), (axes, _) = (poses.misfit_px(frames, c) for c in (cameras, wide, flipped))
-    assert matches >= 100
-    assert true < 0.5 * WORST_MISFIT * SIDE
-    assert focal > WORST_MISFIT * SIDE and axes > WORST_MISFIT * SIDE
+    true, axes = misfit(frames, cameras), misfit(frames, flipped)
+    assert true.matches >= 100
+    assert true.px < 0.5 * WORST_MISFIT * SIDE and true.focal_px > true.px
+    assert axes.px > WORST_MISFIT * SIDE
+    for factor in (0.6, 1.5, 2.0):
+        found = misfit(frames, zoomed(cameras, factor))
+        assert found.focal_px < FOCAL_FITS * found.px
+        assert found.focal_factor * factor == pytest.approx(1.0, rel=0.2)
+
+
+def test_a_plain_scene_tells_a_wrong_focal_length_too():
+    """A wooden floor has few features, and the pictures are small."""
+    cameras = sweeps.orbit(40, height=SIDE, width=SIDE, elevation_deg=28.0)
+    scene = {"floor": "wooden", "things": [{"shape": "L block", "colour": "red", "size": "large"}]}
+    frames = ReferenceSubject("orrery/Orbit-v0", SIDE, SIDE, scene).sweep(None, cameras, 3).video
+    true, wrong = (misfit(frames, zoomed(cameras, factor)) for factor in (1.0, 0.6))
+    assert min(true.matches, wrong.matches) >= FEWEST_MATCHES
+    assert wrong.focal_px < FOCAL_FITS * wrong.px and true.focal_px > FOCAL_FITS * true.px
+
+
+def test_cameras_that_a_repeating_pattern_bends_are_refused():
+    """The planks of the floor match with one another, and half of the views come out 10 degrees off."""
+    cameras = sweeps.orbit(40, height=256, width=256, elevation_deg=28.0)
+    scene = {"floor": "wooden", "things": [{"shape": "L block", "colour": "red", "size": "large"}]}
+    frames = ReferenceSubject("orrery/Orbit-v0", 256, 256, scene).sweep(None, cameras, 3).video
+    found = poses.register(frames)
+    assert found.verdict == "not one scene" and found.cameras.c2w.isnan().all()
+
+
+def test_cameras_are_kept_as_a_dataset_that_reads_back(orbit, tmp_path, capsys):
+    clip = write_video(tmp_path / "turn.mp4", orbit[0], 10)
+    assert dataset.poses(clip, tmp_path / "kept") == 0
+    assert "40 pictures and their cameras" in capsys.readouterr().out
+    kept, whole = (read_capture(source, dataset.LARGE) for source in (tmp_path / "kept", clip))
+    assert torch.allclose(kept.cameras.c2w, whole.cameras.c2w, atol=1e-5) and not kept.metric
+    assert torch.equal(kept.frames, whole.frames)
+    with pytest.raises(FileExistsError, match="kept is there already"):
+        dataset.poses(clip, tmp_path / "kept")
+    standing = write_video(tmp_path / "still.mp4", np.repeat(orbit[0][:1], 12, axis=0), 10)
+    assert dataset.poses(standing, tmp_path / "none") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "still.mp4", "turn.mp4"]
 
 
 def texture() -> Image.Image:

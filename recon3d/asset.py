@@ -12,8 +12,10 @@ from recon3d.cameras import Cameras
 from recon3d.captures import READING, Reading, read_capture
 from recon3d.extraction import NothingExtracted
 from recon3d.form import Form, checked, shaped, texture_gain, write_shape
+from recon3d.mesh import silhouettes
 
 PLAIN = Form()
+SCRAPS = 0.1  # of the pixels of held-out views; a scene's mesh that covers less is not much of it
 
 UNKNOWN_SCALE = (
     "scale unknown: the cameras are 1 from what they look at, on average (--distance-m makes it metres)"
@@ -130,6 +132,9 @@ def write_asset(
     for line in write_shape(shape, output, form, unit, seed):
         print(line)
     scores = result.held_out
+    covered = silhouettes(shape.mesh, cameras[scores.views]).float().mean().item()
+    scraps = ": fragments; take more views, closer together" if covered < SCRAPS and not form.extract else ""
+    print(f"the mesh covers {covered:.0%} of the held-out views{scraps}")
     if form.texture:
         plain, baked = texture_gain(shape, frames[scores.views], cameras[scores.views])
         print(f"held-out pixels on the mesh: {plain:.1f} dB by vertex colours, {baked:.1f} dB by the texture")

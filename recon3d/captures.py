@@ -41,7 +41,7 @@ LISTINGS = ("transforms.json", "transforms_train.json")
 FEWEST_VIEWS = 10
 SMALLEST_CHECKED = 128  # px
 FEWEST_MATCHES = 100
-FOCAL_FITS = 0.85  # of the misfit: a clearly different focal length that leaves less is nearer to the truth
+FOCAL_FITS = 0.7  # of the misfit: a clearly different focal length that leaves less is nearer to the truth
 WORST_MISFIT = 0.005  # of the longer side; true cameras stay near a quarter of it
 Masks = list[Image.Image] | None
 
@@ -104,9 +104,9 @@ def read_capture(source: Path, reading: Reading = READING, progress: bool = Fals
     if listing is not None:
         if any(given is not None for given in (reading.focal_px, reading.distance_m, reading.mapping_s)):
             raise ValueError(f"{listing} has cameras; leave out --focal-px, --distance-m and --mapping-s")
-        capture = _shrunk(_read_posed(listing, side, reading), reading.longest_side)
+        capture = _read_posed(listing, side, reading)
         _check_cameras(capture, listing)
-        return capture
+        return _shrunk(capture, reading.longest_side)
     if source.is_dir():
         pictures = read_photos(source, side)
     elif source.suffix.lower() in VIDEO_SUFFIXES:

@@ -14,7 +14,7 @@ from recon3d import colmap
 from recon3d.cameras import Cameras
 from recon3d.similarity import focus_similarity
 
-MISFIT_BASELINES = (0.2, 0.4)  # between views to compare, over their distance from what they look at
+BASELINE = 0.2  # between views to compare, over their distance from what they look at
 OTHER_FOCALS = (0.4, 0.5, 0.6, 0.7, 0.77, 1.3, 1.5, 1.75, 2.0, 2.5)  # over the given one: clearly different
 
 
@@ -36,9 +36,10 @@ class Misfit:
     focal_px: float
 
 
-def misfit(frames: UInt8[np.ndarray, "n h w 3"], cameras: Cameras, pairs: int = 12, seed: int = 0) -> Misfit:
-    """Whether given cameras fit their frames, judged on the verified matches of some with views about 10 and
-    20 degrees away (nearer ones hardly see a wrong focal length, further ones share little).
+def misfit(frames: UInt8[np.ndarray, "n h w 3"], cameras: Cameras, pairs: int = 20, seed: int = 0) -> Misfit:
+    """Whether given cameras fit their frames, judged on the verified matches of some with views about 11
+    degrees away (nearer ones hardly see a wrong focal length; further ones share little, and in patterns that
+    repeat the wrong things).
 
     Raises:
         NothingReconstructed: the cameras do not move.
@@ -47,8 +48,7 @@ def misfit(frames: UInt8[np.ndarray, "n h w 3"], cameras: Cameras, pairs: int = 
     scale = colmap.feature_scale(max(height, width))
     apart = torch.cdist(cameras.centres, cameras.centres) * focus_similarity(cameras).scale
     chosen = {
-        tuple(sorted((k, int((apart[k] - baseline).abs().argmin()))))
-        for baseline in MISFIT_BASELINES
+        tuple(sorted((k, int((apart[k] - BASELINE).abs().argmin()))))
         for k in np.linspace(0, count - 1, min(pairs, count)).round().astype(int).tolist()
     }
     used = sorted({frame for pair in chosen for frame in pair})

@@ -17,6 +17,7 @@ from recon3d.captures import FEWEST_MATCHES, FOCAL_FITS, WORST_MISFIT, read_capt
 from recon3d.misfit import misfit
 from recon3d.similarity import NothingReconstructed
 from recon3d.trajectories import path_error
+from recon3d.views import psnr
 from simulator.video import write_video
 
 SEED = 900_000_001
@@ -128,9 +129,9 @@ def test_cameras_are_kept_as_a_dataset_that_reads_back(orbit, tmp_path, capsys):
     clip = write_video(tmp_path / "turn.mp4", orbit[0], 10)
     assert dataset.poses(clip, tmp_path / "kept") == 0
     assert "40 pictures and their cameras" in capsys.readouterr().out
-    kept, whole = (read_capture(source, dataset.LARGE) for source in (tmp_path / "kept", clip))
-    assert torch.allclose(kept.cameras.c2w, whole.cameras.c2w, atol=1e-5) and not kept.metric
-    assert torch.equal(kept.frames, whole.frames)
+    kept = read_capture(tmp_path / "kept", dataset.LARGE)
+    assert path_error(kept.cameras, orbit[1]).share < 0.02 and not kept.metric
+    assert psnr(kept.frames, torch.from_numpy(orbit[0])).min() > 20  # the clip lost colour, not places
     with pytest.raises(FileExistsError, match="kept is there already"):
         dataset.poses(clip, tmp_path / "kept")
     standing = write_video(tmp_path / "still.mp4", np.repeat(orbit[0][:1], 12, axis=0), 10)

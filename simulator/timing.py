@@ -58,9 +58,8 @@ def estimate(
     """
     small = model.draft_of(canvas)
     if small is not None:
-        draft = estimate(model, small, steps, clock=clock, always=always)
         own = estimate(model, from_draft(canvas, small.frames), steps, clock=clock, always=always)
-        return replace(own, draft=draft)
+        return replace(own, draft=estimate(model, small, steps, clock=clock, always=always))
     steps = steps or model.steps_for(canvas)
     n = len(canvas.start_level)
     first = _first_frame(canvas)

@@ -307,7 +307,8 @@ def complain(message: str, code: int = 2) -> int:
 def dream_the_prompt(words: list[str], folder: Path) -> list[str]:
     """Replace `prompt:TEXT` by a folder with a dreamt camera sweep of it, to be read like any capture.
 
-    The sweep is one whole turn by the shipped weights; `--seed` among the words also seeds the dream.
+    The sweep is one whole turn by the shipped weights, settled into one scene (`recon3d.settle`); `--seed`
+    among the words also seeds the dream.
     """
     place = next(k for k, word in enumerate(words) if word.startswith("prompt:"))
     prompt = words[place].removeprefix("prompt:").strip()
@@ -316,12 +317,22 @@ def dream_the_prompt(words: list[str], folder: Path) -> list[str]:
     simulator = importlib.import_module("simulator.world_model")
     canvas = importlib.import_module("simulator.canvas")
     video = importlib.import_module("simulator.video")
-    cameras_of = importlib.import_module("recon3d.cameras")
+    walk, torch = (importlib.import_module(name) for name in ("simulator.walk", "torch"))
+    cameras_of, settle = (importlib.import_module(f"recon3d.{name}") for name in ("cameras", "settle"))
     cameras = importlib.import_module("recon3d.sweeps").orbit(SWEEP_VIEWS)
     request = canvas.text_to_video(prompt, SWEEP_VIEWS, world="Orbit", cameras=cameras)
-    frames = simulator.WorldModel.load("default").generate(request, seed=seed, progress=True)
+    model = simulator.WorldModel.load("default")
+    dreamt = torch.from_numpy(model.generate(request, seed=seed, progress=True))
+    drawn = walk.again(model, prompt, cameras, seed=seed + 1)
+    frames, before = settle.settled(dreamt, cameras, drawn, seed=seed, progress=True)
+    if before is not None:
+        print(
+            f"as dreamt, held-out views are predicted at {before.psnr.mean():.1f} dB (nearest view copied "
+            f"{before.copy_psnr.mean():.1f}); {len(settle.LEVELS)} rounds have settled them into one scene",
+            file=sys.stderr,
+        )
     files = [f"{k:03d}.png" for k in range(len(frames))]
-    for name, frame in zip(files, frames, strict=True):
+    for name, frame in zip(files, frames.numpy(), strict=True):
         video.write_image(folder / name, frame)
     (folder / "transforms.json").write_text(json.dumps(cameras_of.to_transforms(cameras, files)))
     return [*words[:place], str(folder), *words[place + 1 :]]

@@ -35,9 +35,11 @@ from probes.report import Media, write_report
 from probes.subjects import HELD_OUT_SEED, ReferenceSubject, lab_cameras
 from recon3d import assets, mesh, nerf, sweeps
 from recon3d.cameras import Cameras
+from recon3d.settle import settled
 from recon3d.views import HeldOut
 from simulator.canvas import text_to_video
 from simulator.video import upscaled, write_image, write_video
+from simulator.walk import again
 from simulator.world_model import WorldModel
 
 VIEWS = 40
@@ -89,11 +91,12 @@ class Falls:
 
 @dataclass(frozen=True)
 class Results:
-    """All stages; `prompt` is the sweep's."""
+    """All stages; `prompt` is the sweep's, `settled` the dream's views made one scene."""
 
     rollouts: Rollouts
     prompt: str
     dream: Rebuilt
+    settled: Rebuilt
     reference: Rebuilt
     falls: Falls
 
@@ -167,10 +170,12 @@ def make(model: WorldModel, prompt: str | None, seed: int, steps: int, drops: in
     asked, cameras, dreamt, truth = sweep(model, prompt, seed)
     _say(4, "radiance fields from both sweeps")
     dream, reference = (rebuild(video, cameras, preset, seed) for video in (dreamt, truth))
+    drawn = again(model, asked, cameras, seed=seed + 1)
+    one = settled(torch.from_numpy(dreamt), cameras, drawn, seed=seed, progress=True).frames.numpy()
     _say(5, f"{drops} drops in the dream and in the reference Lab")
     falls = drop(model, seed, drops)
     _say(6, "pictures, meshes and report")
-    return Results(rollouts, asked, dream, reference, falls)
+    return Results(rollouts, asked, dream, rebuild(one, cameras, preset, seed), reference, falls)
 
 
 def roll_out(model: WorldModel, seed: int, steps: int) -> Rollouts:
@@ -281,8 +286,17 @@ def show(folder: Path, results: Results) -> list[Media]:
         _video(folder / "rollout-reference.mp4", rollouts.reference, "reference, same actions", section),
     ]
     section = f"From a prompt to an asset: “{results.prompt}”"
-    for who, suffix, rebuilt in _both(results.dream, results.reference):
-        media.append(_video(folder / f"sweep{suffix}.mp4", rebuilt.video, f"{who}: camera sweep", section))
+    raw = results.dream.video
+    media.append(_video(folder / "sweep-as-dreamt.mp4", raw, "dream: camera sweep, as measured", section))
+    scores = results.settled.reconstruction.held_out
+    what = {
+        "dream": "camera sweep, settled into one scene: held-out views predicted at "
+        f"{scores.psnr.mean():.1f} dB (nearest view copied {scores.copy_psnr.mean():.1f})",
+        "reference": "camera sweep",
+    }
+    for who, suffix, rebuilt in _both(results.settled, results.reference):
+        caption = f"{who}: {what[who]}"
+        media.append(_video(folder / f"sweep{suffix}.mp4", rebuilt.video, caption, section))
         media += _asset(folder, who, suffix, rebuilt, section)
     section = "Things that fall"
     for who, suffix, videos in _both(falls.dream, falls.reference):

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from simulator.canvas import Canvas, from_draft
 from simulator.precision import fast_precision
 from simulator.video import to_unit
+from simulator.walk import Walk, first_view, walk_of
 from simulator.world_model import WorldModel
 
 TOLD_FROM_S = 5.0
@@ -25,11 +27,12 @@ class Estimate:
     steps: int
     call_s: float  # the network, once, on the whole canvas (with and without the prompt where guided)
     rest_s: float  # encoding what is known, decoding what is made
-    draft: Estimate | None = None  # of what is made smaller first
+    before: Estimate | None = None  # of what is made first
+    first: str = "a smaller draft"  # which is this
 
     @property
     def seconds(self) -> float:
-        before = self.draft.seconds if self.draft else 0.0
+        before = self.before.seconds if self.before else 0.0
         return before + self.steps * self.call_s + self.rest_s
 
     @property
@@ -37,7 +40,7 @@ class Estimate:
         """One line for whoever waits."""
         took = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
         parts = f"{self.steps} steps of {self.call_s:.2g} s, {self.rest_s:.2g} s to encode and decode"
-        before = f"{self.draft.seconds:.2g} s for a smaller draft, " if self.draft else ""
+        before = f"{self.before.seconds:.2g} s for {self.first}, " if self.before else ""
         return f"this will take about {took} ({before}{parts})"
 
 
@@ -59,7 +62,9 @@ def estimate(
     small = model.draft_of(canvas)
     if small is not None:
         own = estimate(model, from_draft(canvas, small.frames), steps, clock=clock, always=always)
-        return replace(own, draft=estimate(model, small, steps, clock=clock, always=always))
+        return replace(own, before=estimate(model, small, steps, clock=clock, always=always))
+    if (walk := walk_of(model, canvas)) is not None:
+        return _of_walk(model, canvas, walk, steps, clock, always)
     steps = steps or model.steps_for(canvas)
     n = len(canvas.start_level)
     first = _first_frame(canvas)
@@ -70,6 +75,28 @@ def estimate(
     whole_s = _seconds(lambda: model.generate(canvas, steps=1), clock)
     rest_s = _seconds(lambda: _encode_and_decode(model, canvas), clock)
     return Estimate(steps, max(0.0, whole_s - rest_s), rest_s)
+
+
+def _of_walk(
+    model: WorldModel,
+    canvas: Canvas,
+    walk: Walk,
+    steps: int | None,
+    clock: Callable[[], float],
+    always: bool,
+) -> Estimate:
+    """The first view's time, and that of a control step of all ways: the third, as the first two remember
+    less."""
+    first, ways = first_view(canvas), len(walk.views)
+    before = None if canvas.held[0] else estimate(model, first, steps, clock=clock, always=always)
+    images = np.repeat(first.frames, ways, axis=0)
+    state, *_ = model.start([None] * ways, canvas.world or "", [0] * ways, images=images)
+    taken = []
+    for action in walk.actions.swapaxes(0, 1)[:3]:
+        begun = clock()
+        state, *_ = model.step(state, action)
+        taken.append(clock() - begun)
+    return Estimate(walk.actions.shape[1], taken[-1], 0.0, before, "the first view")
 
 
 def _first_frame(canvas: Canvas) -> Canvas:

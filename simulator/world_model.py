@@ -33,6 +33,7 @@ from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer, TransformerConfig
 from simulator.video import to_uint8, to_unit
+from simulator.walk import walk_of, walked
 
 WEIGHTS = "world_model.safetensors"
 
@@ -179,7 +180,8 @@ class WorldModel:
         """Make every frame of a canvas. The same canvas, seed and steps give the same frames.
 
         Pictures much larger than the training's are made smaller first, enlarged, re-noised and made again
-        where they were not held (as SDEdit does, Meng et al. 2022): the layout is the small one's.
+        where they were not held (as SDEdit does, Meng et al. 2022): the layout is the small one's. Views from
+        cameras that a world's actions can reach one from another are dreamt so, from the first (`walk`).
 
         Raises ValueError, before any work, for a size that the tokenizer cannot divide, conditions that this
         model does not know, or a canvas that does not fit into memory.
@@ -192,6 +194,8 @@ class WorldModel:
         if (draft := self.draft_of(canvas)) is not None:
             small = self.generate(draft, seed=seed, steps=steps, progress=progress)
             return self.generate(from_draft(canvas, small), seed=seed, steps=steps, progress=progress)
+        if (walk := walk_of(self, canvas)) is not None:
+            return walked(self, canvas, walk, seed, steps, progress)
         steps = steps or self.steps_for(canvas)
         start = torch.from_numpy(canvas.start_level).to(self.device)[None]
         noise = row_noise([seed], 0, (n, self.tokenizer.config.channels, y, x), self.device)

@@ -9,7 +9,7 @@ from recon3d.refinement import corrected
 from recon3d.settle import LEVELS, settled
 from recon3d.views import psnr
 
-VIEWS = 24
+VIEWS = 16
 
 
 @pytest.mark.parametrize("seed", [0])

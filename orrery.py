@@ -13,16 +13,12 @@ import functools
 import importlib
 import importlib.metadata
 import io
-import json
 import os
-import re
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import tyro
@@ -218,10 +214,7 @@ def run(words: list[str]) -> int:
     if name == "ns":
         return command(rest)
     call = parse(command, name, rest)
-    if name != "asset" or not any(word.startswith("prompt:") for word in rest):
-        return call()
-    with tempfile.TemporaryDirectory(prefix="orrery-sweep-") as folder:
-        return parse(command, name, dream_the_prompt(rest, Path(folder)))()
+    return call(dream=dream_the_prompt) if name == "asset" else call()
 
 
 def overview(prefix: str = "") -> str:
@@ -269,11 +262,11 @@ def parse(command, name: str, words: list[str]):
 
 
 def deferred(command):
-    """The same command with the same signature that, called, returns its call."""
+    """The same command with the same signature that, called, returns its call, which takes more keywords."""
 
     @functools.wraps(command)
     def call_later(*args, **kwargs):
-        return lambda: command(*args, **kwargs)
+        return lambda **more: command(*args, **(kwargs | more))
 
     return call_later
 
@@ -304,24 +297,14 @@ def complain(message: str, code: int = 2) -> int:
     return code
 
 
-def dream_the_prompt(words: list[str], folder: Path) -> list[str]:
-    """Replace `prompt:TEXT` by a folder with a dreamt camera sweep of it, to be read like any capture.
-
-    The sweep is one whole turn by the shipped weights, settled into one scene (`recon3d.settle`); `--seed`
-    among the words also seeds the dream.
-    """
-    place = next(k for k, word in enumerate(words) if word.startswith("prompt:"))
-    prompt = words[place].removeprefix("prompt:").strip()
-    seeds = re.findall(r"--seed[= ](\d+)", " ".join(words))
-    seed = int(seeds[-1]) if seeds else 0
-    simulator = importlib.import_module("simulator.world_model")
-    canvas = importlib.import_module("simulator.canvas")
-    video = importlib.import_module("simulator.video")
-    walk, torch = (importlib.import_module(name) for name in ("simulator.walk", "torch"))
-    cameras_of, settle = (importlib.import_module(f"recon3d.{name}") for name in ("cameras", "settle"))
-    cameras = importlib.import_module("recon3d.sweeps").orbit(SWEEP_VIEWS)
+def dream_the_prompt(prompt: str, seed: int):
+    """A capture of what the shipped weights dream of a prompt: one whole turn, settled into one scene
+    (`recon3d.settle`)."""
+    names = ("simulator.canvas", "simulator.walk", "simulator.world_model", "recon3d.captures")
+    canvas, walk, world_model, captures = (importlib.import_module(name) for name in names)
+    sweeps, settle, torch = map(importlib.import_module, ("recon3d.sweeps", "recon3d.settle", "torch"))
+    cameras, model = sweeps.orbit(SWEEP_VIEWS), world_model.WorldModel.load("default")
     request = canvas.text_to_video(prompt, SWEEP_VIEWS, world="Orbit", cameras=cameras)
-    model = simulator.WorldModel.load("default")
     dreamt = torch.from_numpy(model.generate(request, seed=seed, progress=True))
     drawn = walk.again(model, prompt, cameras, seed=seed + 1)
     frames, before = settle.settled(dreamt, cameras, drawn, seed=seed, progress=True)
@@ -331,11 +314,7 @@ def dream_the_prompt(words: list[str], folder: Path) -> list[str]:
             f"{before.copy_psnr.mean():.1f}); {len(settle.LEVELS)} rounds have settled them into one scene",
             file=sys.stderr,
         )
-    files = [f"{k:03d}.png" for k in range(len(frames))]
-    for name, frame in zip(files, frames.numpy(), strict=True):
-        video.write_image(folder / name, frame)
-    (folder / "transforms.json").write_text(json.dumps(cameras_of.to_transforms(cameras, files)))
-    return [*words[:place], str(folder), *words[place + 1 :]]
+    return captures.Capture(frames, cameras, metric=True)
 
 
 if __name__ == "__main__":

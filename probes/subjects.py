@@ -182,7 +182,7 @@ class DreamSubject:
         return lab_cameras(len(video), *video.shape[1:3]) if self.world == "Lab" else None
 
     def sweep(self, prompt: str | None, cameras: Cameras, seed: int) -> Clip:
-        """One canvas of all cameras, made at once."""
+        """One canvas of all cameras; what the model makes of it (`simulator.walk` says when it walks)."""
         prompt = prompt or random_prompt(np.random.default_rng(seed), self.world)
         factor = self.model.frames_per_step
         canvas = text_to_video(

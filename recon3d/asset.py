@@ -1,5 +1,6 @@
 """The command `orrery asset`: a video or pictures in, a mesh out, with its held-out PSNR."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from recon3d import nerf, viewer
 from recon3d.cameras import Cameras
-from recon3d.captures import READING, Reading, read_capture
+from recon3d.captures import READING, Capture, Reading, read_capture
 from recon3d.extraction import NothingExtracted
 from recon3d.form import Form, checked, shaped, texture_gain, write_shape
 from recon3d.mesh import silhouettes
 
 PLAIN = Form()
+PROMPT = "prompt:"
+Dream = Callable[[str, int], Capture]
 SCRAPS = 0.1  # of the pixels of held-out views; a scene's mesh that covers less is not much of it
 
 UNKNOWN_SCALE = (
@@ -35,6 +38,7 @@ def asset(
     reading: Annotated[Reading, tyro.conf.arg(name="")] = READING,
     view: bool = False,
     port: int = 8080,
+    dream: Annotated[Dream | None, tyro.conf.Fixed, tyro.conf.Suppress] = None,
 ) -> int:
     """Rebuild a thing in 3D from a video or pictures and write it as a mesh.
 
@@ -51,17 +55,26 @@ def asset(
         reading: size of the pictures, frames of a video, what is known of its camera, masks.
         view: then show it in the browser, with the cameras, their frames and the radiance field.
         port: of this machine, to show it on.
+        dream: makes the capture of a prompt, from its words and a seed.
 
     Returns:
         0 when written, 3 when the pictures hold nothing that could be reconstructed or extracted.
     """
     form = checked(form, output)
+    if source.startswith(PROMPT) and (dream is None or reading != READING):
+        raise ValueError(
+            f"{PROMPT} is what the command `orrery asset` dreams, at its own size and cameras; leave out "
+            "options of pictures that are there (--views, --longest-side, --masks and so on)"
+        )
     if reading.masks is not None and not form.extract:
         raise ValueError("--masks shows the thing to cut out: add --extract, or write an .xml")
     if view:
         viewer.check_port(port)
     try:
-        capture = read_capture(Path(source), reading, progress=True)
+        if source.startswith(PROMPT) and dream is not None:
+            capture = dream(source.removeprefix(PROMPT).strip(), seed)
+        else:
+            capture = read_capture(Path(source), reading, progress=True)
     except nerf.NothingReconstructed as reason:
         print(f"nothing reconstructed: {reason}")
         return 3

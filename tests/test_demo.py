@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import socket
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -13,7 +15,9 @@ import orrery
 from probes.bench import bench
 from probes.demo import demo
 from probes.peers import peer_step
-from recon3d.captures import read_capture
+from recon3d import nerf
+from recon3d.asset import asset
+from recon3d.captures import Reading
 from recon3d.sweeps import orbit
 
 BESIDE_EACH_OTHER = ("rollout", "sweep", "fall")
@@ -50,14 +54,23 @@ def test_the_demo_leaves_a_whole_report_and_never_calls_the_network(tmp_path, mo
     assert len(runs) == 1 and any(name.startswith("reference/") for name in runs[0].data.metrics)
 
 
-def test_a_prompt_becomes_a_capture_that_the_asset_command_reads(tmp_path):
-    words = orrery.dream_the_prompt(["prompt:a red ball", "-o", "ball.glb"], tmp_path)
-    assert words == [str(tmp_path), "-o", "ball.glb"]
-    capture = read_capture(tmp_path)
-    frames, cameras = capture.frames, capture.cameras
-    assert len(frames) == len(cameras) == orrery.SWEEP_VIEWS
+def test_a_prompt_becomes_a_capture_of_a_whole_turn_that_is_nearly_one_scene(capsys):
+    capture = orrery.dream_the_prompt("a red ball", 0)
     asked = orbit(orrery.SWEEP_VIEWS)
-    assert torch.allclose(cameras.c2w, asked.c2w, atol=1e-5) and torch.allclose(cameras.K, asked.K, atol=1e-3)
+    assert capture.metric and torch.equal(capture.cameras.c2w, asked.c2w)
+    scores = nerf.reconstruct(capture.frames, capture.cameras, "tiny").held_out
+    before = float(re.findall(r"predicted at ([0-9.]+) dB", capsys.readouterr().err)[0])
+    assert scores.psnr.mean() > before + 2
+    assert scores.psnr.mean() > scores.copy_psnr.mean()
+
+
+@pytest.mark.parametrize(
+    ("output", "reading", "says"),
+    [("ball.foo", Reading(), ".glb, .ply"), ("ball.glb", Reading(views=20), "leave out")],
+)
+def test_nothing_is_dreamt_for_what_is_refused(output: str, reading: Reading, says: str):
+    with pytest.raises(ValueError, match=says):
+        asset("prompt:a red ball", Path(output), reading=reading, dream=lambda *_: pytest.fail("dreamt"))
 
 
 @pytest.mark.parametrize(

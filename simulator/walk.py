@@ -85,13 +85,13 @@ def walk_of(model: Dreamer, canvas: Canvas) -> Walk | None:
     if around:
         half = len(place) // 2
         ways = [np.arange(half + 1), np.append(0, np.arange(len(place) - 1, half, -1))]
-    walked = [_along(place, way, motion) for way in ways]
-    if max(int(steps.max()) for _, steps in walked) > MOST_STEPS:
+    taken = [_along(place, way, motion) for way in ways]
+    if max(int(steps.max()) for _, steps in taken) > MOST_STEPS:
         return None
-    longest = max(int(steps.sum()) for _, steps in walked)
+    longest = max(int(steps.sum()) for _, steps in taken)
     actions = np.zeros((len(ways), longest, model.action_size(canvas.world or "")), np.float32)
     views = np.full((len(ways), longest), -1)
-    for row, (way, (moves, steps)) in enumerate(zip(ways, walked, strict=True)):
+    for row, (way, (moves, steps)) in enumerate(zip(ways, taken, strict=True)):
         actions[row, : steps.sum(), :3] = np.repeat(moves, steps, axis=0)
         views[row, np.cumsum(steps) - 1] = way[1:]
     return Walk(actions, views)

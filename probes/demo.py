@@ -119,10 +119,10 @@ def demo(
     preset: Preset = "cpu",
     track: bool = True,
 ) -> int:
-    """Dream, sweep, NeRF, mesh and physics probes beside the reference world; about 6 minutes on 2 cores.
+    """Dream, sweep, NeRF, mesh and physics probes beside the reference world; about 3 minutes on 2 cores.
 
-    Writes rollout.mp4, sweep.mp4, asset.glb, the reference's beside them, measurements.json, report.html and
-    one MLflow run; never calls the network.
+    Writes rollout.mp4, sweep-as-dreamt.mp4, sweep.mp4 (settled into one scene), asset.glb, the reference's
+    beside them, measurements.json, report.html and one MLflow run; never calls the network.
 
     Args:
         out: folder for the results; made if missing.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 from jaxtyping import Bool, UInt8
 from torch import Tensor
@@ -61,13 +62,7 @@ def asset(
         0 when written, 3 when the pictures hold nothing that could be reconstructed or extracted.
     """
     form = checked(form, output)
-    if source.startswith(PROMPT) and (dream is None or reading != READING):
-        raise ValueError(
-            f"{PROMPT} is what the command `orrery asset` dreams, at its own size and cameras; leave out "
-            "options of pictures that are there (--views, --longest-side, --masks and so on)"
-        )
-    if reading.masks is not None and not form.extract:
-        raise ValueError("--masks shows the thing to cut out: add --extract, or write an .xml")
+    _check_possible(preset, form, reading, dream, source.startswith(PROMPT))
     if view:
         viewer.check_port(port)
     try:
@@ -96,6 +91,19 @@ def asset(
         unit=unit,
         **refined,
     )
+
+
+def _check_possible(preset: str, form: Form, reading: Reading, dream: Dream | None, asked: bool) -> None:
+    """Raises ValueError for options that do not go together, or not here. asked: for a prompt's dream."""
+    if preset == "gpu" and not torch.cuda.is_available():
+        raise ValueError("--preset gpu needs a CUDA device, and torch sees none; use --preset cpu")
+    if asked and (dream is None or reading != READING):
+        raise ValueError(
+            f"{PROMPT} is what the command `orrery asset` dreams, at its own size and cameras; leave out "
+            "options of pictures that are there (--views, --longest-side, --masks and so on)"
+        )
+    if reading.masks is not None and not form.extract:
+        raise ValueError("--masks shows the thing to cut out: add --extract, or write an .xml")
 
 
 def write_asset(

@@ -73,6 +73,12 @@ def test_nothing_is_dreamt_for_what_is_refused(output: str, reading: Reading, sa
         asset("prompt:a red ball", Path(output), reading=reading, dream=lambda *_: pytest.fail("dreamt"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_gpu_its_preset_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"CUDA device.*--preset cpu"):
+        asset("prompt:a red ball", Path("a.glb"), preset="gpu", dream=lambda *_: pytest.fail("dreamt"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

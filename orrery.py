@@ -307,11 +307,11 @@ def dream_the_prompt(prompt: str, seed: int):
     request = canvas.text_to_video(prompt, SWEEP_VIEWS, world="Orbit", cameras=cameras)
     dreamt = torch.from_numpy(model.generate(request, seed=seed, progress=True))
     drawn = walk.again(model, prompt, cameras, seed=seed + 1)
-    frames, before = settle.settled(dreamt, cameras, drawn, seed=seed, progress=True)
+    frames, rounds, before = settle.settled(dreamt, cameras, drawn, seed=seed, progress=True)
     if before is not None:
         print(
             f"as dreamt, held-out views are predicted at {before.psnr.mean():.1f} dB (nearest view copied "
-            f"{before.copy_psnr.mean():.1f}); {len(settle.LEVELS)} rounds have settled them into one scene",
+            f"{before.copy_psnr.mean():.1f}); drawn again in {rounds} rounds to be nearer to one scene",
             file=sys.stderr,
         )
     return captures.Capture(frames, cameras, metric=True)

@@ -91,7 +91,8 @@ class Falls:
 
 @dataclass(frozen=True)
 class Results:
-    """All stages; `prompt` is the sweep's, `settled` the dream's views made one scene."""
+    """All stages; `prompt` is the sweep's, `settled` the dream's views made one scene, or the dream itself
+    where they cannot be."""
 
     rollouts: Rollouts
     prompt: str
@@ -171,11 +172,12 @@ def make(model: WorldModel, prompt: str | None, seed: int, steps: int, drops: in
     _say(4, "radiance fields from both sweeps")
     dream, reference = (rebuild(video, cameras, preset, seed) for video in (dreamt, truth))
     drawn = again(model, asked, cameras, seed=seed + 1)
-    one = settled(torch.from_numpy(dreamt), cameras, drawn, seed=seed, progress=True).frames.numpy()
+    one = settled(torch.from_numpy(dreamt), cameras, drawn, seed=seed, progress=True)
+    scene = rebuild(one.frames.numpy(), cameras, preset, seed) if one.rounds else dream
     _say(5, f"{drops} drops in the dream and in the reference Lab")
     falls = drop(model, seed, drops)
     _say(6, "pictures, meshes and report")
-    return Results(rollouts, asked, dream, rebuild(one, cameras, preset, seed), reference, falls)
+    return Results(rollouts, asked, dream, scene, reference, falls)
 
 
 def roll_out(model: WorldModel, seed: int, steps: int) -> Rollouts:
@@ -289,8 +291,9 @@ def show(folder: Path, results: Results) -> list[Media]:
     raw = results.dream.video
     media.append(_video(folder / "sweep-as-dreamt.mp4", raw, "dream: camera sweep, as measured", section))
     scores = results.settled.reconstruction.held_out
+    how = "not to be settled" if results.settled is results.dream else "settled"
     what = {
-        "dream": "camera sweep, settled into one scene: held-out views predicted at "
+        "dream": f"camera sweep, {how} into one scene: held-out views predicted at "
         f"{scores.psnr.mean():.1f} dB (nearest view copied {scores.copy_psnr.mean():.1f})",
         "reference": "camera sweep",
     }

@@ -23,9 +23,10 @@ Again = Callable[[UInt8[Tensor, "n h w 3"], float], UInt8[Tensor, "n h w 3"]]
 
 
 class Settled(NamedTuple):
-    """frames: the views after all rounds. as_dreamt: how well a field fitted them before; None: none did."""
+    """frames: the views after the rounds. as_dreamt: how well a field fitted them before; None: none did."""
 
     frames: UInt8[Tensor, "n h w 3"]
+    rounds: int
     as_dreamt: HeldOut | None
 
 
@@ -39,7 +40,7 @@ def settled(
 ) -> Settled:
     """The views after a round for each level; from where no field can be fitted to them they stay as they
     are, with a word on stderr."""
-    before = None
+    before, rounds = None, 0
     for level in levels:
         try:
             found = nerf.reconstruct(frames, cameras, "tiny", seed=seed, progress=progress)
@@ -47,5 +48,5 @@ def settled(
             print(f"the views do not settle into one scene: {reason}", file=sys.stderr)
             break
         before = before or found.held_out
-        frames = again(found.render(cameras).rgb, level)
-    return Settled(frames, before)
+        frames, rounds = again(found.render(cameras).rgb, level), rounds + 1
+    return Settled(frames, rounds, before)

@@ -13,7 +13,7 @@ import torch
 from simulator.canvas import Canvas, from_draft
 from simulator.precision import fast_precision
 from simulator.video import to_unit
-from simulator.walk import Walk, first_view, walk_of
+from simulator.walk import Leg, first_view, legs_of, meetings
 from simulator.world_model import WorldModel
 
 TOLD_FROM_S = 5.0
@@ -63,8 +63,8 @@ def estimate(
     if small is not None:
         own = estimate(model, from_draft(canvas, small.frames), steps, clock=clock, always=always)
         return replace(own, before=estimate(model, small, steps, clock=clock, always=always))
-    if (walk := walk_of(model, canvas)) is not None:
-        return _of_walk(model, canvas, walk, steps, clock, always)
+    if legs := legs_of(model, canvas):
+        return _of_walk(model, canvas, legs, steps, clock, always)
     steps = steps or model.steps_for(canvas)
     n = len(canvas.start_level)
     first = _first_frame(canvas)
@@ -80,23 +80,25 @@ def estimate(
 def _of_walk(
     model: WorldModel,
     canvas: Canvas,
-    walk: Walk,
+    legs: list[Leg],
     steps: int | None,
     clock: Callable[[], float],
     always: bool,
 ) -> Estimate:
-    """The first view's time, and that of a control step of all ways: the third, as the first two remember
-    less."""
-    first, ways = first_view(canvas), len(walk.views)
-    before = None if canvas.held[0] else estimate(model, first, steps, clock=clock, always=always)
-    images = np.repeat(first.frames, ways, axis=0)
-    state, *_ = model.start([None] * ways, canvas.world or "", [0] * ways, images=images)
+    """The first picture's time where it is to be made, that of a control step (the third, as the first two
+    remember less), and of what is made at once where ways meet."""
+    first = first_view(canvas)
+    before = None if canvas.held.any() else estimate(model, first, steps, clock=clock, always=always)
+    meet = [estimate(model, part, steps, clock=clock, always=always) for _, part in meetings(canvas, legs)]
+    model = model.with_config(sampler_steps=steps) if steps else model
+    state, *_ = model.start([None], canvas.world or "", [0], images=first.frames)
     taken = []
-    for action in walk.actions.swapaxes(0, 1)[:3]:
+    for action in np.repeat(legs[0].actions[:1, None], 3, axis=0):
         begun = clock()
         state, *_ = model.step(state, action)
         taken.append(clock() - begun)
-    return Estimate(walk.actions.shape[1], taken[-1], 0.0, before, "the first view")
+    steps, meeting_s = sum(len(leg.views) for leg in legs), sum((part.seconds for part in meet), 0.0)
+    return Estimate(steps, taken[-1], meeting_s, before, "the first view")
 
 
 def _first_frame(canvas: Canvas) -> Canvas:

@@ -1,8 +1,10 @@
-"""Camera sweeps on foot: where a world's actions take its camera around a point, the views of cameras that
-stand on such a way are dreamt as a rollout from the first of them, each in sight of those before.
+"""Canvases made on foot: step by step as rollouts, each frame in sight of those before.
 
-Where this does not apply they are made all at once, as one clip of told cameras. A rollout drifts; so a whole
-turn is walked both ways from its first view, as two rows, which meet on the far side.
+Those are the canvases that tell the actions from frame to frame, and camera sweeps: where a world's actions
+take its camera around a point, they lead from view to view. What is unknown is walked from what is known
+before it, and, in worlds whose actions can be undone, from what is known after it; the frames where both
+meet are made at once. A rollout drifts; so a whole turn too is walked both ways from its first view. All
+other canvases are made at once.
 """
 
 from __future__ import annotations
@@ -30,15 +32,22 @@ class Dreamer(Protocol):
     @property
     def origins(self) -> Mapping[str, Any]: ...
 
+    @property
+    def frames_per_step(self) -> int: ...
+
     def action_size(self, world: str) -> int: ...
 
     def generate(
         self, canvas: Canvas, *, seed: int = 0, steps: int | None = None, progress: bool = False
     ) -> UInt8[np.ndarray, "t h w 3"]: ...
 
+    def with_config(self, **changes: Any) -> Dreamer: ...
+
     def start(self, prompts: Any, world: str, seeds: Any, *, images: Any = None) -> tuple: ...
 
     def step(self, state: Any, actions: Any) -> tuple: ...
+
+    def observe(self, state: Any, frames: Any, actions: Any) -> Any: ...
 
 
 class Motion(NamedTuple):
@@ -51,70 +60,158 @@ class Motion(NamedTuple):
 
 
 MOTIONS = {"Orbit": Motion((0.0, 0.0, 0.15), 9.0, 4.5, 0.05)}
+UNDONE = {"Orbit": (-1.0, -1.0, -1.0), "Room": (-1.0, -1.0, -1.0, -1.0, 0.0)}
+"""Times an action: the one that leads back. What was pushed stays where it is."""
 MOST_STEPS = 8  # from one view to the next
+MEET = 2  # frames between two ways that are made at once
+LOOK_BACK = 16  # known latent steps that a way begins with, at most
 UPRIGHT = 1e-3  # by which a camera's axes may miss those of one that looks at the point
 APART = 1e-3  # of two cameras, in radians and metres, so that they are two
 
 
 @dataclass(frozen=True)
-class Walk:
-    """actions: of each row's control steps, in [-1, 1], of the world's width. views: the view that each row
-    has reached by then, or -1 between two."""
+class Leg:
+    """One way through a canvas. begins: the latent step that it sets out from. actions: of its control steps,
+    in [-1, 1], of the world's width. views: the latent step that is reached by each, or -1 between two."""
 
-    actions: Float[np.ndarray, "rows steps a"]
-    views: Int[np.ndarray, "rows steps"]
+    begins: int
+    actions: Float[np.ndarray, "steps a"]
+    views: Int[np.ndarray, " steps"]
 
 
-def walk_of(model: Dreamer, canvas: Canvas) -> Walk | None:
-    """How the views of a canvas can be reached from its first; None where it asks for something else: other
-    worlds, more known than the first view, actions or shots of its own, cameras that look elsewhere, stand
-    far apart, or come back to where one was, which takes memory of them all."""
-    cameras, motion, level = canvas.cameras, MOTIONS.get(canvas.world or ""), canvas.start_level
-    told = canvas.actions is not None or canvas.shot is not None or len(canvas.frames) != len(level)
-    if cameras is None or motion is None or told or len(level) < 2 or canvas.world in model.origins:
-        return None
-    wanted = level[:-1] if canvas.closed else level
-    if level[0] not in (HELD, FREE) or (wanted[1:] != FREE).any():
-        return None
-    place = places(cameras[: len(wanted)], motion)
+def legs_of(model: Dreamer, canvas: Canvas) -> list[Leg]:
+    """How the unknown frames of a canvas can be reached; empty where they must be made at once: what is known
+    is to be moved, there are shots, nothing tells the way, or it leads back where no action does."""
+    if len(canvas.start_level) < 2 or canvas.shot is not None or canvas.world is None:
+        return []
+    if not np.isin(canvas.start_level, (HELD, FREE)).all():
+        return []
+    if canvas.actions is not None:
+        return _told(model, canvas, canvas.actions)
+    return _sweep(model, canvas)
+
+
+def _told(model: Dreamer, canvas: Canvas, actions: Float[np.ndarray, "steps a"]) -> list[Leg]:
+    """The ways into each unknown part of a canvas from what is known around it (of one that knows nothing:
+    from its first frame)."""
+    held, world = canvas.held, canvas.world or ""
+    if canvas.cameras is not None or (canvas.closed and not held[0]):
+        return []
+    known = held if held.any() else np.arange(len(held)) == 0
+    undone = np.array(UNDONE[world]) if world in UNDONE and world not in model.origins else None
+    if model.frames_per_step > 1:
+        undone = None  # seen from its end, a clip is of other latent steps
+    legs, changes = [], [*(1 + np.flatnonzero(np.diff(known))), len(known)]
+    for first, after in zip([0, *changes], changes, strict=False):
+        if known[first]:
+            continue
+        from_before, from_after = first > 0, after < len(known)
+        if from_after and undone is None:
+            return []
+        between = from_before and from_after
+        if between and after - first <= MEET:
+            continue
+        end = (first + after - MEET) // 2 if between else after if from_before else first
+        if from_before:
+            begins = max(np.flatnonzero(~known[:first]).max(initial=-1) + 1, first - LOOK_BACK)
+            legs.append(Leg(int(begins), actions[begins : end - 1], np.arange(begins + 1, end)))
+        if from_after and undone is not None:
+            later = np.flatnonzero(~known[after:])
+            last = min(after + (later[0] if len(later) else len(known) - after), after + LOOK_BACK) - 1
+            views = np.arange(last - 1, (end + MEET if between else end) - 1, -1)
+            legs.append(Leg(int(last), (undone * actions[views]).astype(np.float32), views))
+    return legs
+
+
+def _sweep(model: Dreamer, canvas: Canvas) -> list[Leg]:
+    """The ways to the views of a sweep from its first; none for other worlds, more known than the first view,
+    and cameras that look elsewhere, stand far apart, or come back to where one was, which takes memory of
+    them all."""
+    cameras, motion, held = canvas.cameras, MOTIONS.get(canvas.world or ""), canvas.held
+    if cameras is None or motion is None or canvas.world in model.origins:
+        return []
+    wanted = len(held) - canvas.closed
+    if len(canvas.frames) != len(held) or held[1:wanted].any():
+        return []
+    place = places(cameras[:wanted], motion)
     if place is None or _twice(place):
-        return None
-    ways, around = [np.arange(len(place))], _is_turn(place)
+        return []
+    ways, around = [np.arange(wanted)], _is_turn(place)
     if canvas.closed and not around:
-        return None
+        return []
     if around:
-        half = len(place) // 2
-        ways = [np.arange(half + 1), np.append(0, np.arange(len(place) - 1, half, -1))]
-    taken = [_along(place, way, motion) for way in ways]
-    if max(int(steps.max()) for _, steps in taken) > MOST_STEPS:
-        return None
-    longest = max(int(steps.sum()) for _, steps in taken)
-    actions = np.zeros((len(ways), longest, model.action_size(canvas.world or "")), np.float32)
-    views = np.full((len(ways), longest), -1)
-    for row, (way, (moves, steps)) in enumerate(zip(ways, taken, strict=True)):
-        actions[row, : steps.sum(), :3] = np.repeat(moves, steps, axis=0)
-        views[row, np.cumsum(steps) - 1] = way[1:]
-    return Walk(actions, views)
+        half = wanted // 2
+        ways = [np.arange(half + 1), np.append(0, np.arange(wanted - 1, half, -1))]
+    legs = []
+    for way in ways:
+        moves, steps = _along(place, way, motion)
+        if steps.max() > MOST_STEPS:
+            return []
+        actions = np.zeros((steps.sum(), model.action_size(canvas.world or "")), np.float32)
+        actions[:, :3] = np.repeat(moves, steps, axis=0)
+        views = np.full(len(actions), -1)
+        views[np.cumsum(steps) - 1] = way[1:]
+        legs.append(Leg(0, actions, views))
+    return legs
 
 
 def walked(
-    model: Dreamer, canvas: Canvas, walk: Walk, seed: int, steps: int | None, progress: bool
+    model: Dreamer, canvas: Canvas, legs: list[Leg], seed: int, steps: int | None, progress: bool
 ) -> Frames:
-    """The views of a canvas, dreamt on their ways from the first; all ways dream with the same seed."""
-    video, ways = canvas.frames.copy(), len(walk.views)
-    if not canvas.held[0]:
+    """The frames of a canvas, dreamt on their ways, all with the same seed, and at once where these meet.
+    steps: of the sampler, for each frame."""
+    factor, prompt = model.frames_per_step, canvas.prompts[0] if canvas.prompts else None
+    video, world = canvas.frames.copy(), canvas.world or ""
+    walker = model.with_config(sampler_steps=steps) if steps else model
+    if not canvas.held.any():
         video[:1] = model.generate(first_view(canvas), seed=seed, steps=steps, progress=progress)
-    prompt, world = canvas.prompts[0] if canvas.prompts else None, canvas.world or ""
-    images = np.repeat(video[:1], ways, axis=0)
-    state, *_ = model.start([prompt] * ways, world, [seed] * ways, images=images)
-    moves = walk.actions.swapaxes(0, 1)
-    for k, action in enumerate(tqdm(moves, "walking", disable=not progress, mininterval=1)):
-        state, frames, *_ = model.step(state, action)
-        reached = walk.views[:, k]
-        video[reached[reached >= 0]] = frames[reached >= 0, -1]
+
+    def place(view: int) -> slice:
+        return slice(max(0, 1 + factor * (view - 1)), 1 + factor * view)
+
+    total = sum(len(leg.views) for leg in legs)
+    with tqdm(total=total, desc="walking", disable=not progress, mininterval=1) as bar:
+        for leg in legs:
+            state, *_ = walker.start([prompt], world, [seed], images=video[place(leg.begins)][-1:])
+            for action, view in zip(leg.actions[:, None], leg.views.tolist(), strict=True):
+                if view >= 0 and canvas.held[view]:
+                    state = walker.observe(state, video[None, place(view)], action)
+                else:
+                    state, frames, *_ = walker.step(state, action)
+                    if view >= 0:
+                        video[place(view)] = frames[0]
+                bar.update()
     if canvas.closed:
         video[-1] = video[0]
+    for part, request in meetings(canvas, legs):
+        request = replace(request, frames=video[part])
+        made = model.generate(request, seed=seed, steps=steps, progress=progress)
+        video[part][~request.held] = made[~request.held]
     return video
+
+
+def meetings(canvas: Canvas, legs: list[Leg]) -> list[tuple[slice, Canvas]]:
+    """The parts of a walked canvas where its ways meet, with what is known by then on both sides; they are
+    made at once."""
+    reached = canvas.held.copy()
+    reached[0] |= not canvas.held.any()
+    for leg in legs:
+        reached[leg.views[leg.views >= 0]] = True
+    if canvas.closed:
+        reached[-1] = True
+    parts, missing = [], np.flatnonzero(~reached)
+    for middle in np.split(missing, 1 + np.flatnonzero(np.diff(missing) > 1)):
+        if len(middle):
+            part = slice(
+                max(0, middle[0] - LOOK_BACK // 2), min(middle[-1] + 1 + LOOK_BACK // 2, len(reached))
+            )
+            level = np.where(reached, HELD, FREE).astype(np.float32)[part]
+            actions = None if canvas.actions is None else canvas.actions[part.start : part.stop - 1]
+            request = replace(
+                canvas, frames=canvas.frames[part], start_level=level, actions=actions, closed=False
+            )
+            parts.append((part, request))
+    return parts
 
 
 def again(
@@ -130,10 +227,9 @@ def again(
 
 
 def first_view(canvas: Canvas) -> Canvas:
-    """The request for the first view alone, without a camera: it is where the walk begins."""
-    return replace(
-        canvas, frames=canvas.frames[:1], start_level=canvas.start_level[:1], cameras=None, closed=False
-    )
+    """The request for the first frame alone, wherever its camera is: there the walk begins."""
+    alone = {"cameras": None, "actions": None, "closed": False}
+    return replace(canvas, frames=canvas.frames[:1], start_level=canvas.start_level[:1], **alone)
 
 
 def places(cameras: Cameras, motion: Motion) -> Float[np.ndarray, "n 3"] | None:

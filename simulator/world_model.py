@@ -33,7 +33,7 @@ from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer, TransformerConfig
 from simulator.video import to_uint8, to_unit
-from simulator.walk import walk_of, walked
+from simulator.walk import legs_of, walked
 
 WEIGHTS = "world_model.safetensors"
 
@@ -180,8 +180,9 @@ class WorldModel:
         """Make every frame of a canvas. The same canvas, seed and steps give the same frames.
 
         Pictures much larger than the training's are made smaller first, enlarged, re-noised and made again
-        where they were not held (as SDEdit does, Meng et al. 2022): the layout is the small one's. Views from
-        cameras that a world's actions can reach one from another are dreamt so, from the first (`walk`).
+        where they were not held (as SDEdit does, Meng et al. 2022): the layout is the small one's. What
+        actions lead to from frames known before, and views from cameras that a world's actions can reach one
+        from another, are dreamt step by step (`walk`); steps: then of each.
 
         Raises ValueError, before any work, for a size that the tokenizer cannot divide, conditions that this
         model does not know, or a canvas that does not fit into memory.
@@ -189,13 +190,14 @@ class WorldModel:
         y, x = self._check_size(*canvas.frames.shape[1:3])
         power = DETERMINED_POWER if canvas.determined else 1.0
         n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
-        self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
-        conditions = self.conditioner.of_canvas(canvas, y, x)
+        conditions, legs = self.conditioner.of_canvas(canvas, y, x), legs_of(self, canvas)
+        if not legs:
+            self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
         if (draft := self.draft_of(canvas)) is not None:
             small = self.generate(draft, seed=seed, steps=steps, progress=progress)
             return self.generate(from_draft(canvas, small), seed=seed, steps=steps, progress=progress)
-        if (walk := walk_of(self, canvas)) is not None:
-            return walked(self, canvas, walk, seed, steps, progress)
+        if legs:
+            return walked(self, canvas, legs, seed, steps, progress)
         steps = steps or self.steps_for(canvas)
         start = torch.from_numpy(canvas.start_level).to(self.device)[None]
         noise = row_noise([seed], 0, (n, self.tokenizer.config.channels, y, x), self.device)
@@ -367,8 +369,7 @@ class WorldModel:
         """One control step that is not dreamt but seen: the frames that the actions truly led to. What comes
         next is dreamt from there, and nothing of it is in doubt yet.
 
-        Raises:
-            ValueError: the frames are not one control step of every row, of the state's picture size.
+        Raises ValueError if the frames are not one control step of every row, of the state's picture size.
         """
         asked = (len(state.seeds), self.frames_per_step, state.height, state.width, 3)
         if frames.shape != asked:

@@ -1,4 +1,7 @@
-"""Sweeps on foot: the actions from view to view, checked in the true world, and what is made of them."""
+"""Canvases on foot: what follows on known frames under told actions, and sweeps, whose actions from view to
+view are checked in the true world."""
+
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -7,8 +10,8 @@ import torch
 
 from recon3d.cameras import Cameras, concatenate
 from recon3d.sweeps import arc, dolly, orbit, revisit
-from simulator.canvas import Canvas, image_to_video, loop, text_to_video
-from simulator.walk import first_view, walk_of
+from simulator.canvas import Canvas, extend, extend_back, image_to_video, infill, loop, text_to_video
+from simulator.walk import UNDONE, first_view, legs_of, meetings
 from simulator.world_model import WorldModel
 
 
@@ -33,8 +36,8 @@ def spiral(views: int) -> Cameras:
     ids=["turn", "coarse turn", "arc", "dolly", "spiral"],
 )
 def test_in_the_true_world_the_walk_leads_to_the_cameras(model: WorldModel, cameras: Cameras):
-    walk = walk_of(model, words(cameras))
-    assert walk is not None and np.abs(walk.actions).max() <= 1
+    legs = legs_of(model, words(cameras))
+    assert legs and max(np.abs(leg.actions).max() for leg in legs) <= 1
     env = gymnasium.make("envs:orrery/Orbit-v0", disable_env_checker=True)
     world = env.unwrapped
     wanted = (cameras.w2c[:1] @ cameras.c2w).numpy()
@@ -42,11 +45,11 @@ def test_in_the_true_world_the_walk_leads_to_the_cameras(model: WorldModel, came
     distance = np.linalg.norm(eye)
     first = [np.arctan2(eye[1], eye[0]), np.arcsin(eye[2] / distance), distance]
     reached = {0}
-    for actions, views in zip(walk.actions, walk.views, strict=True):
+    for leg in legs:
         env.reset(seed=0)
         world._pose = np.array(first)
         begun = world._camera()
-        for action, view in zip(actions, views, strict=True):
+        for action, view in zip(leg.actions, leg.views, strict=True):
             info = env.step(action)[4]
             if view >= 0:
                 reached.add(int(view))
@@ -55,12 +58,11 @@ def test_in_the_true_world_the_walk_leads_to_the_cameras(model: WorldModel, came
 
 
 def test_a_turn_is_walked_both_ways_and_another_path_one_way(model: WorldModel):
-    turn, part = walk_of(model, words(orbit(40))), walk_of(model, words(orbit(20, degrees=180.0)))
-    assert turn is not None and part is not None
-    assert turn.views.shape == (2, 20) and part.views.shape == (1, 19)
-    assert turn.views[1].tolist() == [*range(39, 20, -1), -1]
-    assert np.allclose(turn.actions[0, :, 0], 1, atol=1e-4)
-    assert np.allclose(turn.actions[1, :-1, 0], -1, atol=1e-4) and not turn.actions[1, -1].any()
+    left, right = legs_of(model, words(orbit(40)))
+    (part,) = legs_of(model, words(orbit(20, degrees=180.0)))
+    assert left.views.tolist() == [*range(1, 21)] and right.views.tolist() == [*range(39, 20, -1)]
+    assert part.views.tolist() == [*range(1, 20)]
+    assert np.allclose(left.actions[:, 0], 1, atol=1e-4) and np.allclose(right.actions[:, 0], -1, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_a_turn_is_walked_both_ways_and_another_path_one_way(model: WorldModel):
     ids=["comes back", "looks elsewhere", "far apart", "other world", "no world", "drafts", "one view"],
 )
 def test_what_cannot_be_walked_is_made_at_once(model: WorldModel, request_of):
-    assert walk_of(model, request_of()) is None
+    assert legs_of(model, request_of()) == []
 
 
 def test_a_walked_sweep_is_the_rollout_of_its_actions(model: WorldModel):
@@ -104,3 +106,115 @@ def test_a_turn_that_closes_ends_with_the_view_that_it_began_with(model: WorldMo
     assert len(np.unique(video.reshape(13, -1), axis=0)) == 12
     again = image_to_video(picture, None, 12, world="Orbit", cameras=cameras)
     assert np.array_equal(model.generate(again, seed=1), video[:-1])
+
+
+def told(steps: int, known: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Recorded frames of the Room, so many, and the actions of its script for so many steps."""
+    env = gymnasium.make("envs:orrery/Room-v0", disable_env_checker=True)
+    frames, rng = [env.reset(seed=900_000_123)[0]], np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (steps, 5)).astype(np.float32)
+    frames += [env.step(action)[0] for action in actions[: known - 1]]
+    return np.stack(frames), actions
+
+
+@pytest.mark.parametrize("known", [1, 3])
+def test_what_actions_lead_to_is_the_rollout_from_all_that_is_known(model: WorldModel, known: int):
+    frames, actions = told(6, known)
+    request = extend(frames, "a room", 7 - known, world="Room", actions=actions)
+    video = model.generate(request, seed=4)
+    assert np.array_equal(video[:known], frames)
+    state, *_ = model.start(["a room"], "Room", [4], images=frames[:1])
+    for seen, action in zip(frames[1:, None], actions, strict=False):
+        state = model.observe(state, seen[None], action[None])
+    for made, action in zip(video[known:], actions[known - 1 :], strict=True):
+        state, dreamt, *_ = model.step(state, action[None])
+        assert np.array_equal(dreamt[0, -1], made)
+
+
+def test_asked_for_sampler_steps_are_taken_for_each_frame(model: WorldModel):
+    frames, actions = told(3)
+    request = image_to_video(frames[0], None, 4, world="Room", actions=actions)
+    made = [model.generate(request, seed=4, steps=steps) for steps in (1, 3)]
+    more = model.with_config(sampler_steps=3).generate(request, seed=4)
+    assert np.array_equal(made[1], more) and not np.array_equal(*made)
+
+
+def test_words_and_actions_begin_with_the_picture_that_the_words_make(model: WorldModel):
+    request = text_to_video("a red ball", 4, world="Room", actions=told(3)[1])
+    video = model.generate(request, seed=2)
+    assert np.array_equal(video[:1], model.generate(text_to_video("a red ball", 1, world="Room"), seed=2))
+
+
+def test_from_what_is_known_later_the_way_leads_back(model: WorldModel):
+    """Backwards in time is forwards under undone actions; of what was walked, nothing depends on the rest."""
+    frames, actions = told(6, 3)
+    video = model.generate(extend_back(frames, None, 4, world="Room", actions=actions), seed=4)
+    undone = (actions * (-1, -1, -1, -1, 0))[::-1].astype(np.float32)
+    turned = extend(frames[::-1].copy(), None, 4, world="Room", actions=undone)
+    assert np.array_equal(video[::-1], model.generate(turned, seed=4))
+    assert np.array_equal(video[4:], frames)
+
+
+def test_the_true_world_goes_back_where_it_came_from_under_undone_actions():
+    rng = np.random.default_rng(0)
+    for world, factors in UNDONE.items():
+        env: Any = gymnasium.make(f"envs:orrery/{world}-v0", disable_env_checker=True).unwrapped
+        env.reset(seed=900_000_200)
+        begun = env._pose.copy()
+        actions = rng.uniform(-0.5, 0.5, (4, len(factors))) * (np.arange(len(factors)) < 4)
+        poses = [env.step(action.astype(np.float32)) and env._pose.copy() for action in actions]
+        for action in actions[::-1]:
+            env.step((action * factors).astype(np.float32))
+        assert np.abs(poses[-1] - begun).max() > 0.02
+        assert np.allclose(env._pose, begun, atol=0.01)  # yaw turns before it goes
+
+
+def test_between_two_clips_both_ways_are_walked_and_meet(model: WorldModel):
+    frames, actions = told(11, 12)
+    request = infill(frames[:3], frames[-2:], None, 7, world="Room", actions=actions)
+    ahead, back = legs_of(model, request)
+    assert (ahead.begins, ahead.views.tolist()) == (0, [1, 2, 3, 4])
+    assert (back.begins, back.views.tolist()) == (11, [10, 9, 8, 7])
+    ((part, middle),) = meetings(request, [ahead, back])
+    assert (part.start, part.stop) == (0, 12) and np.flatnonzero(~middle.held).tolist() == [5, 6]
+    assert legs_of(model, middle) == []
+    video = model.generate(request, seed=4)
+    assert np.array_equal(video[request.held], frames[request.held])
+    alone = model.generate(extend(frames[:3], None, 9, world="Room", actions=actions), seed=4)
+    assert np.array_equal(video[:5], alone[:5])
+    assert len(np.unique(video.reshape(12, -1), axis=0)) == 12
+
+
+def test_a_way_begins_with_no_more_than_it_can_see(model: WorldModel):
+    pixels, actions = np.zeros((60, 64, 64, 3), np.uint8), np.zeros((59, 3), np.float32)
+    level = np.zeros(60, np.float32)
+    level[[25, 26, 27, 28, 29, 50]] = 1
+    ahead, back = legs_of(model, Canvas(None, pixels, level, "Orbit", actions=actions))
+    assert (ahead.begins, ahead.views[-1], back.begins, back.views[-1]) == (9, 25, 45, 28)
+    parts = meetings(Canvas(None, pixels, level, "Orbit", actions=actions), [ahead, back])
+    assert [(part.start, part.stop) for part, _ in parts] == [(18, 36), (42, 59)]
+
+
+def test_what_is_cut_or_moved_or_cannot_be_undone_is_made_at_once(model: WorldModel):
+    frames, actions = told(6, 2)
+    how = {"world": "Room", "actions": actions}
+    one = np.zeros(7, int)
+    still = np.repeat(frames[:1], 7, axis=0)
+    requests = [
+        extend_back(frames, None, 5, world="Lab", actions=actions[:, :4]),
+        infill(frames[:1], frames[1:], None, 5, world="Lab", actions=actions[:, :4]),
+        loop(None, 7, **how),
+        Canvas(None, still, np.full(7, 0.6), **how),
+        Canvas(("a", "b"), still, one + 1.0, shot=one, **how),
+        infill(frames[:1], frames[1:], None, 2, world="Room", actions=actions[:3]),
+    ]
+    assert [legs_of(model, request) for request in requests] == [[]] * len(requests)
+
+
+def test_a_rollout_longer_than_memory_holds_as_one_clip_is_made(model: WorldModel, monkeypatch):
+    frames, actions = told(30)
+    monkeypatch.setattr("simulator.world_model.free_bytes", lambda device: 5e6)
+    with pytest.raises(ValueError, match="at most"):
+        model.generate(image_to_video(frames[0], None, 31), seed=0)
+    request = image_to_video(frames[0], None, 31, world="Room", actions=actions)
+    assert len(model.generate(request, seed=0)) == 31

@@ -29,6 +29,10 @@ MicroBatches = Annotated[
     int | None, arg(help="batches in a step, over all processes (default: one for each)")
 ]
 CheckpointActivations = Annotated[bool, arg(help="less memory for about a third more arithmetic")]
+OnlyAcross = Annotated[
+    bool,
+    arg(help="train only the layers that look across frames: --start-from's pictures stay as sharp"),
+]
 Follow = Annotated[bool, arg(help="episodes recorded meanwhile join; what is drawn then depends on when")]
 Resume = Annotated[bool, arg(help="go on with the run in --out")]
 Compile = Annotated[bool, arg(help="torch.compile: faster after minutes, needs a C++ compiler")]

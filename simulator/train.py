@@ -207,6 +207,7 @@ def train(
             help="--start-from read another tokenizer, such as --tokenizer before its last training"
         ),
     ] = False,
+    only_across: flags.OnlyAcross = False,
     compile: flags.Compile = False,
     track: flags.Track = True,
     device: str = "cpu",
@@ -234,10 +235,15 @@ def train(
     config = PRESETS[preset]
     with joined(device) as (processes, where):
         source, encoder = start_from and model_folder(start_from), model_folder(tokenizer)
+        if only_across and start_from is None:
+            raise ValueError(
+                "--only-across leaves most layers as they are; give --start-from a trained model"
+            )
         if follow and processes.count > 1:
             raise ValueError("--follow is for one process: several would not see new episodes at once")
         kept = (seed, resume, compile, checkpoint_activations)
-        job = Job(data, encoder, out, config, training, *kept, source, other_worlds, other_latents, follow)
+        how = (other_worlds, other_latents, follow, only_across)
+        job = Job(data, encoder, out, config, training, *kept, source, *how)
         return train_together(job, processes, where, track)
 
 

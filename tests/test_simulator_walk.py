@@ -39,7 +39,7 @@ def test_in_the_true_world_the_walk_leads_to_the_cameras(model: WorldModel, came
     legs = legs_of(model, words(cameras))
     assert legs and max(np.abs(leg.actions).max() for leg in legs) <= 1
     env = gymnasium.make("envs:orrery/Orbit-v0", disable_env_checker=True)
-    world = env.unwrapped
+    world: Any = env.unwrapped
     wanted = (cameras.w2c[:1] @ cameras.c2w).numpy()
     eye = cameras.centres[0].double().numpy() - (0, 0, 0.15)
     distance = np.linalg.norm(eye)
@@ -136,7 +136,7 @@ def test_asked_for_sampler_steps_are_taken_for_each_frame(model: WorldModel):
     request = image_to_video(frames[0], None, 4, world="Room", actions=actions)
     made = [model.generate(request, seed=4, steps=steps) for steps in (1, 3)]
     more = model.with_config(sampler_steps=3).generate(request, seed=4)
-    assert np.array_equal(made[1], more) and not np.array_equal(*made)
+    assert np.array_equal(made[1], more) and not np.array_equal(made[0], made[1])
 
 
 def test_words_and_actions_begin_with_the_picture_that_the_words_make(model: WorldModel):

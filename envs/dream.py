@@ -97,7 +97,8 @@ class Dream(gymnasium.Env):
     """A world model that is stepped like the world it dreams: same actions, step limit and frames a second.
 
     Args:
-        world: Room, Orbit or Lab, or any other that the model was trained on, such as CartPole.
+        world: Room, Orbit or Lab, or any other that the model was trained on, such as CartPole; left out,
+            Room, or the first that the model knows.
         checkpoint: `default` for the shipped weights, a folder, or `models:/NAME/VERSION`.
         height: picture height in pixels; the trained one where left out.
         width: picture width in pixels; the trained one where left out.
@@ -111,7 +112,7 @@ class Dream(gymnasium.Env):
 
     def __init__(
         self,
-        world: str = "Room",
+        world: str | None = None,
         checkpoint: str | Path = "default",
         height: int | None = None,
         width: int | None = None,
@@ -123,6 +124,8 @@ class Dream(gymnasium.Env):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
         self.model = load_model(checkpoint, device) if model is None else model
+        if world is None:
+            world = "Room" if "Room" in self.model.worlds else self.model.worlds[0]
         if world not in self.model.worlds:
             raise ValueError(
                 f"world must be one of {', '.join(self.model.worlds)}, which the model knows, got {world!r}"

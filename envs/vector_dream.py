@@ -34,7 +34,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
     def __init__(
         self,
         num_envs: int = 1,
-        world: str = "Room",
+        world: str | None = None,
         checkpoint: str | Path = "default",
         height: int | None = None,
         width: int | None = None,
@@ -53,7 +53,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
                 f"got {autoreset_mode!r}"
             )
         self.single = Dream(world, checkpoint, height, width, device, render_mode, model, step_limit)
-        self.model, self.world, self.render_mode = self.single.model, world, render_mode
+        self.model, self.world, self.render_mode = self.single.model, self.single.world, render_mode
         self.num_envs, self.autoreset_mode = num_envs, modes[autoreset_mode]
         self.metadata = {**self.single.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = self.single.observation_space

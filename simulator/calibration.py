@@ -17,6 +17,7 @@ from simulator.world_model import WorldModel
 
 STEPS = (1, 4, 16)
 BATCH = 16
+FEWEST = 8  # episodes that are ranked
 DRAWS = 1000
 
 
@@ -88,6 +89,10 @@ def table(rows: list[Calibration]) -> str:
         "|---" * 5 + "|",
     ]
     for r in rows:
+        if r.episodes < FEWEST:
+            few = f"cannot judge: {r.episodes} episodes, {FEWEST} or more are needed"
+            lines.append(f"| {r.world} ({r.episodes}) | {r.step} | {few} | | |")
+            continue
         lines.append(
             f"| {r.world} ({r.episodes}) | {r.step} | {r.correlation:.2f} [{r.low:.2f}, {r.high:.2f}] "
             f"| {r.surest:.1f} | {r.least_sure:.1f} |"

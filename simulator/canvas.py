@@ -50,14 +50,17 @@ class Canvas:
 
     def __post_init__(self) -> None:
         n = len(self.start_level)
-        if not n:
+        if not n or not len(self.frames):
             raise ValueError("canvas has no frame; ask for at least 1")
+        self._check_frames(n)
+        if not np.isfinite(self.guidance):
+            raise ValueError(f"guidance must be a number, got {self.guidance}; 1 is no pull, 3 is usual")
         if not np.all((self.start_level >= 0) & (self.start_level <= 1)):
             raise ValueError(f"start_level must lie in [0, 1], got {self.start_level.tolist()}")
         if not np.any(self.start_level > 0):
             raise ValueError("canvas has no unknown frame: every start_level is 0; free at least one")
-        if self.actions is not None and len(self.actions) != n - 1:
-            raise ValueError(f"canvas of {n} latent steps needs {n - 1} actions, got {len(self.actions)}")
+        if self.actions is not None:
+            self._check_actions(n, self.actions)
         if self.cameras is not None and len(self.cameras) != n:
             raise ValueError(f"canvas of {n} latent steps needs {n} cameras, got {len(self.cameras)}")
         self._check_shots(n)
@@ -66,6 +69,27 @@ class Canvas:
                 f"a loop needs at least 3 latent steps whose first and last start alike, got {n} from "
                 f"{self.start_level[0]:g} to {self.start_level[-1]:g}"
             )
+
+    def _check_frames(self, n: int) -> None:
+        shape, kind = self.frames.shape, self.frames.dtype
+        if kind != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(
+                f"frames must be uint8 of shape (t, h, w, 3), got {kind} of shape {shape}; convert them"
+            )
+        if (shape[0] == 1) != (n == 1) or (shape[0] - 1) % max(1, n - 1):
+            raise ValueError(
+                f"canvas of {shape[0]} frames cannot have {n} latent steps: the first is one frame, and the "
+                "others are equally many"
+            )
+
+    @staticmethod
+    def _check_actions(n: int, actions: Actions) -> None:
+        if actions.ndim != 2 or len(actions) != n - 1:
+            raise ValueError(
+                f"canvas of {n} latent steps needs {n - 1} actions, got {len(actions)} of shape {actions.shape}"
+            )
+        if not (np.abs(actions) <= 1).all():
+            raise ValueError("actions must lie in [-1, 1], and some do not, or are no numbers; clip them")
 
     def _check_shots(self, n: int) -> None:
         if self.shot is None:
@@ -94,6 +118,12 @@ class Canvas:
     @property
     def held(self) -> Bool[np.ndarray, " n"]:
         return self.start_level == HELD
+
+    @property
+    def held_frames(self) -> Bool[np.ndarray, " t"]:
+        """Those of the held latent steps."""
+        first, later = self.held[:1], self.held[1:]
+        return np.append(first, np.repeat(later, (len(self.frames) - 1) // max(1, len(later))))
 
 
 class Given(TypedDict, total=False):
@@ -236,12 +266,12 @@ def loop(
 
 
 def edit(
-    video: Frames, prompt: str | None, *, level: float = 0.6, time_factor: int = 1, **given: Unpack[Given]
+    video: Frames, prompt: str | None, *, level: float = 0.9, time_factor: int = 1, **given: Unpack[Given]
 ) -> Canvas:
     """A video again under another prompt: every frame re-noised to `level` (SDEdit, Meng et al. 2022); the
     higher, the less of it stays."""
     if not 0 < level <= 1:
-        raise ValueError(f"level must lie in (0, 1], got {level}; 0.6 keeps the layout, 0.9 little")
+        raise ValueError(f"level must lie in (0, 1], got {level}; 0.6 keeps colours, 0.9 what stands where")
     steps = latent_steps(len(video), time_factor)
     return Canvas(prompt, video, np.full(steps, level, np.float32), **given)
 
@@ -268,20 +298,44 @@ def smaller(canvas: Canvas, trained: tuple[int, int], unit: int) -> Canvas | Non
     """The same request for a draft, of at least half the height and width, in multiples of `unit` pixels.
     None where pictures are not much larger than the trained height and width, or nothing is freer than a
     draft leaves it."""
-    size = canvas.frames.shape[1:3]
-    times = size[0] * size[1] / (trained[0] * trained[1])
-    if times <= DRAFTED_FROM or canvas.start_level.max() <= DRAFT_LEVEL:
+    if not drafted(canvas, trained):
         return None
-    height, width = (max(1, round(side / min(2.0, times**0.5) / unit)) * unit for side in size)
+    size = canvas.frames.shape[1:3]
+    height, width = _near(size, max(0.25, trained[0] * trained[1] / (size[0] * size[1])), unit)
     cameras = None if canvas.cameras is None else canvas.cameras.resized(height, width)
     return replace(canvas, frames=resize(canvas.frames, height, width), cameras=cameras)
 
 
+def drafted(canvas: Canvas, trained: tuple[int, int]) -> bool:
+    """Whether pictures are much larger than the trained height and width, and not what a draft leaves."""
+    height, width = canvas.frames.shape[1:3]
+    large = height * width > DRAFTED_FROM * trained[0] * trained[1]
+    return large and bool((canvas.start_level > DRAFT_LEVEL).any())
+
+
+def check_size(height: int, width: int, unit: int) -> None:
+    """Raises ValueError, with sizes that would do, unless both are multiples of so many pixels."""
+    for name, size in (("height", height), ("width", width)):
+        if size < 1 or size % unit:
+            near = [low for low in (size - size % unit, size - size % unit + unit) if low > 0]
+            raise ValueError(
+                f"{name} must be a multiple of {unit}, got {size}; use {' or '.join(map(str, near)) or unit}"
+            )
+
+
+def _near(size: tuple[int, int], area: float, unit: int) -> tuple[int, int]:
+    """Multiples of `unit`, of nearly the same shape and nearly so many times the area: shape matters more."""
+    (height, width), found = size, []
+    for high in range(unit, height + 1, unit):
+        wide = max(1, round(high * width / height / unit)) * unit
+        stretched = abs(np.log(high * width / (wide * height)))
+        found.append((3 * stretched + abs(np.log(high * wide / (area * height * width))), high, wide))
+    return min(found)[1:]
+
+
 def from_draft(canvas: Canvas, draft: Frames) -> Canvas:
     """The same request where a draft of it is there: what is held stays, the rest starts from the draft."""
-    frames = resize(draft, *canvas.frames.shape[1:3])
-    first, later = canvas.held[:1], canvas.held[1:]
-    known = np.append(first, np.repeat(later, (len(frames) - 1) // max(1, len(later))))
+    frames, known = resize(draft, *canvas.frames.shape[1:3]), canvas.held_frames
     frames[known] = canvas.frames[known]
     return replace(canvas, frames=frames, start_level=np.minimum(canvas.start_level, DRAFT_LEVEL))
 
@@ -294,6 +348,9 @@ def shots_of(prompt: str) -> tuple[str, ...]:
     if not SHOT_MARK.search(prompt):
         return (prompt,)
     head, *shots = SHOT_MARK.split(prompt)
+    numbers = [int(number) for number in re.findall(r"\bshot\s+(\d+)\s*:", prompt, re.IGNORECASE)]
+    if numbers != list(range(1, len(shots) + 1)):
+        raise ValueError(f"shots must be numbered 1, 2, ... in their order, got {numbers}")
     if head.strip() or not all(shot.strip() for shot in shots):
         raise ValueError(f"prompt must read 'shot 1: ... shot 2: ...' with words for each, got {prompt!r}")
     return tuple(shot.strip() for shot in shots)

@@ -26,7 +26,7 @@ from simulator.checkpoint import check_writable, write_json
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
 from simulator.metrics import psnr, sharpness, ssim
-from simulator.video import write_image
+from simulator.video import IMAGE_SUFFIXES, write_image
 from simulator.world_model import WorldModel
 
 STEPS = (1, 4, 16)
@@ -311,6 +311,8 @@ def evaluate(
     for path in (out, image):
         if path is not None:
             check_writable(path.parent)
+    if image is not None and image.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"--image {image} must end in {', '.join(IMAGE_SUFFIXES)}")
     if image is not None and table != "fidelity":
         raise ValueError(f"--image goes with --table fidelity, not with {table}")
     if context < 1 or (context > 1 and table != "fidelity"):

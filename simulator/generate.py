@@ -21,7 +21,7 @@ from simulator.expand import expanded
 from simulator.timing import TOLD_FROM_S, estimate
 from simulator.video import (
     IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
+    WRITTEN_SUFFIXES,
     Frames,
     read_image,
     read_video,
@@ -67,14 +67,17 @@ class Request:
 
 def from_words(request: Request, height: int, width: int) -> Canvas:
     """A picture, a video, shots or a loop from words alone."""
-    given = request.given(tasks.latent_steps(request.frames, request.time_factor), height, width)
+    frames = request.frames
+    if request.task == "loop" and request.time_factor == 1:
+        frames += 1  # the last, which is the first again, is left out
+    given = request.given(tasks.latent_steps(frames, request.time_factor), height, width)
     size = {"height": height, "width": width, "time_factor": request.time_factor}
     shots = shots_of(request.prompt)
     if request.task == "loop":
-        return tasks.loop(request.prompt, request.frames, image=None, **size, **given)
+        return tasks.loop(request.prompt, frames, image=None, **size, **given)
     if len(shots) > 1:
-        return tasks.multi_shot(shots, request.frames, **size, **given)
-    return tasks.text_to_video(request.prompt, request.frames, **size, **given)
+        return tasks.multi_shot(shots, frames, **size, **given)
+    return tasks.text_to_video(request.prompt, frames, **size, **given)
 
 
 @dataclass(frozen=True)
@@ -144,22 +147,27 @@ def plan(request: Request, height: int, width: int) -> Plan:
         raise ValueError(f"--task {task} takes {needed} --video (or --image), got {len(clips)}")
     if not clips:
         nothing = np.zeros((0, height, width, 3), np.uint8)
-        return Plan(from_words(request, height, width), nothing, nothing)
+        closed = request.task == "loop"  # played again, its last frame would be its first twice
+        return Plan(from_words(request, height, width), nothing, nothing, left_out=int(closed))
     return from_one_clip(request, *clips) if needed == 1 else from_two_clips(request, *clips)
 
 
-def read_clips(image: Path | None, videos: tuple[Path, ...], height: int | None, width: int | None, task):
-    """The clips that the flags name, of the size asked for. Raises ValueError if they have another."""
+def read_clips(
+    image: Path | None, videos: tuple[Path, ...], height: int | None, width: int | None, task: Task | None
+) -> tuple[tuple[Frames, ...], set[float]]:
+    """The clips that the flags name, of the size asked for, and their frames a second. Raises ValueError if
+    they have another size."""
     if image is not None and videos:
         raise ValueError("give --image or --video, not both")
-    clips = [read_video(path)[0] for path in videos] if image is None else [read_image(image)[None]]
+    read = [read_video(path) for path in videos]
+    clips = [clip for clip, _ in read] if image is None else [read_image(image)[None]]
     for path, clip in zip(videos if image is None else [image], clips, strict=True):
         asked = (height or clip.shape[1], width or clip.shape[2])
         if clip.shape[1:3] != asked and task != "upscale":
             raise ValueError(
                 f"{path} is {clip.shape[1]}x{clip.shape[2]}, asked for {asked[0]}x{asked[1]}; resize it"
             )
-    return tuple(clips)
+    return tuple(clips), {fps for clip, fps in read if len(clip) > 1}
 
 
 def expanded_shots(prompt: str, world: str | None, seed: int) -> str:
@@ -190,7 +198,11 @@ def generate(
         ),
     ] = None,
     level: Annotated[
-        float | None, tyro.conf.arg(help="how much noise edit, blend and upscale start from, in (0, 1]")
+        float | None,
+        tyro.conf.arg(
+            help="noise, in (0, 1], that edit, blend (.9 by default) and upscale (.7) start from: the more, "
+            "the less of the clip stays"
+        ),
     ] = None,
     sweep: Annotated[str | None, tyro.conf.arg(help="camera path: orbit, arc, dolly or revisit")] = None,
     world: Annotated[
@@ -210,13 +222,18 @@ def generate(
 ) -> int:
     """Make a video, a picture or a camera sweep from words, or from clips and words."""
     still = frames == 1 and not video
-    suffixes = IMAGE_SUFFIXES if still else VIDEO_SUFFIXES
+    suffixes = IMAGE_SUFFIXES if still else WRITTEN_SUFFIXES
     if output.suffix.lower() not in suffixes:
         raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {frames}")
-    if frames < 1:
-        raise ValueError(f"--frames must be at least 1, got {frames}")
+    for name, value in (("frames", frames), ("scale", scale), ("height", height), ("width", width)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {seed}")
+    if level is not None and task not in ("edit", "blend", "upscale"):
+        raise ValueError(f"--level goes with --task edit, blend or upscale, got {task}")
     check_writable(output.parent)
-    clips = read_clips(image, video, height, width, task)
+    clips, rates = read_clips(image, video, height, width, task)
     model = WorldModel.load(checkpoint, device)
     world = world or ("Orbit" if sweep else None)
     if expand:
@@ -233,5 +250,8 @@ def generate(
         write_image(output, made[0], scale=scale)
     else:
         fps = model.frames_per_step / model.time_step_s
+        for rate in rates:
+            if abs(rate - fps) > 0.01:
+                print(f"{rate:g} frames a second are played at the model's {fps:g}", file=sys.stderr)
         write_video(output, chosen.joined(made), fps, scale=scale)
     return 0

@@ -59,6 +59,7 @@ def estimate(
 
     Raises ValueError as `generate` does, for a canvas that cannot be made.
     """
+    model.check(canvas, steps)
     small = model.draft_of(canvas)
     if small is not None:
         own = estimate(model, from_draft(canvas, small.frames), steps, clock=clock, always=always)
@@ -87,11 +88,12 @@ def _of_walk(
 ) -> Estimate:
     """The first picture's time where it is to be made, that of a control step (the third, as the first two
     remember less), and of what is made at once where ways meet."""
-    first = first_view(canvas)
-    before = None if canvas.held.any() else estimate(model, first, steps, clock=clock, always=always)
+    before = None
+    if not canvas.held.any():
+        before = estimate(model, first_view(canvas), steps, clock=clock, always=always)
     meet = [estimate(model, part, steps, clock=clock, always=always) for _, part in meetings(canvas, legs)]
     model = model.with_config(sampler_steps=steps) if steps else model
-    state, *_ = model.start([None], canvas.world or "", [0], images=first.frames)
+    state, *_ = model.start([None], canvas.world or "", [0], images=canvas.frames[:1])
     taken = []
     for action in np.repeat(legs[0].actions[:1, None], 3, axis=0):
         begun = clock()

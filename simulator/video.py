@@ -18,6 +18,7 @@ Frames = UInt8[np.ndarray, "t h w 3"]
 Video = Float[Tensor, "b t c h w"]
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
+WRITTEN_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")  # those that hold what `write_video` writes
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 

@@ -20,11 +20,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simulator.cache import extended, first_frame_of
-from simulator.canvas import DRAFT_LEVEL, Canvas, from_draft, smaller, text_to_video
+from simulator.canvas import (
+    DRAFT_LEVEL,
+    Canvas,
+    check_size,
+    drafted,
+    from_draft,
+    smaller,
+    text_to_video,
+)
 from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
 from simulator.conditions import Conditioner, led_by
 from simulator.flow import Levels, add_noise
-from simulator.memory import free_bytes
+from simulator.memory import check_attention
 from simulator.origin import Origin
 from simulator.precision import inference, rounded
 from simulator.sampling import denoise, guided, row_noise
@@ -150,17 +158,6 @@ class WorldModel:
         tokenizer, transformer = rounded(self.tokenizer, self.device), rounded(self.transformer, self.device)
         return WorldModel(self.config, tokenizer, transformer, self.origins, in_bf16=True)
 
-    def _check_size(self, height: int, width: int) -> tuple[int, int]:
-        self.tokenizer.check_size(height, width)
-        factor, unit = self.tokenizer.config.space_factor, self._size_unit
-        for name, size in (("height", height), ("width", width)):
-            if beyond := size % unit:
-                near = [low for low in (size - beyond, size - beyond + unit) if low]
-                raise ValueError(
-                    f"{name} must be a multiple of {unit}, got {size}; use {' or '.join(map(str, near))}"
-                )
-        return height // factor, width // factor
-
     @property
     def _size_unit(self) -> int:
         """Heights and widths are multiples of so many pixels."""
@@ -187,12 +184,11 @@ class WorldModel:
         Raises ValueError, before any work, for a size that the tokenizer cannot divide, conditions that this
         model does not know, or a canvas that does not fit into memory.
         """
-        y, x = self._check_size(*canvas.frames.shape[1:3])
+        self.check(canvas, steps)
+        y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
         power = DETERMINED_POWER if canvas.determined else 1.0
         n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
         conditions, legs = self.conditioner.of_canvas(canvas, y, x), legs_of(self, canvas)
-        if not legs:
-            self._check_memory(n * y * x // self.transformer.config.patch**2 * (1 + guide), n)
         if (draft := self.draft_of(canvas)) is not None:
             small = self.generate(draft, seed=seed, steps=steps, progress=progress)
             return self.generate(from_draft(canvas, small), seed=seed, steps=steps, progress=progress)
@@ -220,19 +216,22 @@ class WorldModel:
         video = to_uint8(self.tokenizer.decode(clean))[0]
         if canvas.closed:
             video[0] = video[-1]  # as decoded in view of the frames before it
+        video[canvas.held_frames] = canvas.frames[canvas.held_frames]
         return video
 
-    def _check_memory(self, tokens: int, frames: int) -> None:
-        """Raises ValueError if attention over so many tokens does not fit into free memory."""
-        heads = self.transformer.config.heads
-        needed = 3 * 4 * heads * tokens**2  # scores, their mask and their softmax
-        free = free_bytes(self.device)
-        if needed > free:
-            fits = max(1, int(frames * (free / needed) ** 0.5))
-            raise ValueError(
-                f"canvas of {frames} latent steps needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-                f"free; make at most {fits} at this size, or a smaller picture, and extend it"
-            )
+    def check(self, canvas: Canvas, steps: int | None = None) -> None:
+        """Raises ValueError if `generate` cannot make this canvas: its size, its length or memory."""
+        height, width = canvas.frames.shape[1:3]
+        check_size(height, width, self._size_unit)
+        n, factor = len(canvas.start_level), self.frames_per_step
+        if len(canvas.frames) != 1 + (n - 1) * factor:
+            raise ValueError(f"latent steps of this model are {factor} frames each, after the first of 1")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}; leave it out for the model's own")
+        if drafted(canvas, (self.height, self.width)) or not legs_of(self, canvas):
+            both = 2 if canvas.prompts and canvas.guidance != 1 else 1
+            tokens = both * n * height * width // self._size_unit**2
+            check_attention(tokens, n, self.transformer.config.heads, self.device)
 
     # --- rollouts
 
@@ -253,7 +252,7 @@ class WorldModel:
         if images is not None:
             height, width = images.shape[1:3]
         height, width = height or self.height, width or self.width
-        self._check_size(height, width)
+        check_size(height, width, self._size_unit)
         ids = self.conditioner.world_ids([world] * len(prompts))
         return self._begin(prompts, ids, seeds, height, width, images, guidance)
 
@@ -372,8 +371,9 @@ class WorldModel:
         Raises ValueError if the frames are not one control step of every row, of the state's picture size.
         """
         asked = (len(state.seeds), self.frames_per_step, state.height, state.width, 3)
-        if frames.shape != asked:
-            raise ValueError(f"frames of one observed step must be of shape {asked}, got {frames.shape}")
+        if frames.shape != asked or frames.dtype != np.uint8:
+            what = f"{frames.dtype} of shape {frames.shape}"
+            raise ValueError(f"frames of one observed step must be uint8 of shape {asked}, got {what}")
         conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None]))
         latents = self.tokenizer.encode_stream(to_unit(frames, self.device), start=False)
         state = self._made(self._settled(state), conditions, latents)

@@ -213,7 +213,7 @@ def test_what_is_cut_or_moved_or_cannot_be_undone_is_made_at_once(model: WorldMo
 
 def test_a_rollout_longer_than_memory_holds_as_one_clip_is_made(model: WorldModel, monkeypatch):
     frames, actions = told(30)
-    monkeypatch.setattr("simulator.world_model.free_bytes", lambda device: 5e6)
+    monkeypatch.setattr("simulator.memory.free_bytes", lambda device: 5e6)
     with pytest.raises(ValueError, match="at most"):
         model.generate(image_to_video(frames[0], None, 31), seed=0)
     request = image_to_video(frames[0], None, 31, world="Room", actions=actions)

@@ -86,7 +86,7 @@ class Canvas:
     def _check_actions(n: int, actions: Actions) -> None:
         if actions.ndim != 2 or len(actions) != n - 1:
             raise ValueError(
-                f"canvas of {n} latent steps needs {n - 1} actions, got {len(actions)} of shape {actions.shape}"
+                f"canvas of {n} latent steps needs {n - 1} actions, got {len(actions)} ({actions.shape})"
             )
         if not (np.abs(actions) <= 1).all():
             raise ValueError("actions must lie in [-1, 1], and some do not, or are no numbers; clip them")

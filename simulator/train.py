@@ -58,6 +58,7 @@ from simulator.distributed import (
 )
 from simulator.estimate import check_fits, estimate
 from simulator.flow import add_noise
+from simulator.interrupts import between_steps
 from simulator.job import Job, check_same_kind, fitted, grown, load_together, start
 from simulator.latents import LatentEpisodes
 from simulator.memory import free_bytes
@@ -333,7 +334,10 @@ def fit(
     mine = range(processes.rank, training.micro_batches, processes.count)
     progress, seconds = processes.agree(clock.progress, clock.seconds)
     saved_s, form = seconds, "world model {percentage:3.0f}% {postfix}"
-    with tqdm(total=1000, mininterval=10, bar_format=form, disable=not processes.first) as bar:
+    with (
+        tqdm(total=1000, mininterval=10, bar_format=form, disable=not processes.first) as bar,
+        between_steps(clock, alone=processes.count == 1) as asked_to_stop,
+    ):
         while progress < 1:
             if (more := later()) is not None:
                 buckets, (main, *others) = more, (bucket.on(where) for bucket in more)
@@ -363,7 +367,8 @@ def fit(
             take_step(learner, training.ema_decay)
             progress, seconds = processes.agree(clock.progress, clock.seconds)
             losses[kind] = losses.get(kind, data_loss).lerp(data_loss, 0.02)
-            due = seconds - saved_s > 60 * training.save_minutes or progress >= 1
+            stop = asked_to_stop()
+            due = seconds - saved_s > 60 * training.save_minutes or progress >= 1 or stop
             if clock.step % 50 and not due:
                 continue
             averages = {name: processes.mean(losses[name]) for name in training.shares if name in losses}
@@ -374,6 +379,8 @@ def fit(
             if due:
                 saved_s = seconds
                 keep_it(averages, buckets)
+            if stop:
+                break
 
 
 @torch.no_grad()

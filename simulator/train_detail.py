@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from simulator.detail import Grid
 from simulator.distributed import Processes, load_run
 from simulator.flow import add_noise
 from simulator.grow import started
+from simulator.interrupts import between_steps
 from simulator.job import Job, check_same_kind, fitted, load_together
 from simulator.latents import LatentEpisodes
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
@@ -152,12 +153,18 @@ def fit(
     clock, training, mean = learner.clock, job.training, float("nan")
     quick = torch.compile(error_of, dynamic=False, options=COMPILING) if job.compiled else error_of
     saved_s, form = clock.seconds, "detail {percentage:3.0f}% {postfix}"
-    with tqdm(total=1000, mininterval=10, bar_format=form) as bar:
-        while clock.progress < 1:
+    stop = False
+    with (
+        tqdm(total=1000, mininterval=10, bar_format=form) as bar,
+        between_steps(clock) as asked_to_stop,
+    ):
+        while clock.progress < 1 and not stop:
             rng = np.random.default_rng([job.seed, clock.step])
-            pool = look(learner, data, training, size, rng)
+            pool = look(learner, data, training, size, rng, asked_to_stop)
             order = np.concatenate([rng.permutation(size) for _ in range(VISITS)])
             for which in torch.from_numpy(order).split(BATCH)[: len(order) // BATCH]:
+                if stop := asked_to_stop():
+                    break
                 set_rates(learner.optimizers, rate_factor(clock.progress))
                 with fast_precision(pool.grid.device):
                     error = quick(learner.model, pool.rows(which.to(pool.grid.device)))
@@ -170,9 +177,9 @@ def fit(
                     bar.set_postfix_str(f"step {clock.step} {mean:.4f} left {clock.left_s / 60:.0f} min")
                 if clock.progress >= 1:
                     break
-            if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1:
+            if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1 or stop:
                 saved_s = clock.seconds
-                yield {"detail": mean}
+                yield {} if math.isnan(mean) else {"detail": mean}
 
 
 def error_of(model: Transformer, pool: Pool) -> Float[Tensor, ""]:
@@ -190,13 +197,15 @@ def look(
     training: WorldTraining,
     size: int,
     rng: np.random.Generator,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Pool:
-    """What the layers say of `size` frames, of all kinds of batch, in bfloat16."""
+    """What the layers say of `size` frames, or of fewer if that is `enough`, of all kinds of batch, in
+    bfloat16."""
     kinds, parts, frames = training.shares, [], 0
     room, window = text_room(data), learner.model.config.window
     where = data.latents.device
     with tqdm(total=size, desc="looking", unit="frame", mininterval=5, leave=False) as bar:
-        while frames < size:
+        while frames < size and not (frames and enough()):
             kind = str(rng.choice([*kinds], p=[*kinds.values()]))
             batch = make_batch(data, training, kind, window, room, rng)
             with fast_precision(where):

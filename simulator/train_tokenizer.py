@@ -35,6 +35,7 @@ from simulator.checkpoint import (
     write_json,
 )
 from simulator.clips import read_frames, training_episodes
+from simulator.interrupts import between_steps
 from simulator.metrics import psnr
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
@@ -191,21 +192,20 @@ def train_tokenizer(
     training = replace(training, batch=max(1, round(training.batch * batch_scale)))
     check_writable(out)
     torch.manual_seed(seed)
-    rng, where = np.random.default_rng(seed), torch.device(device)
+    where = torch.device(device)
     config = PRESETS[preset] if time_factor is None else replace(PRESETS[preset], time_factor=time_factor)
     model = Tokenizer(config).to(where)
     if source is not None:
         model = load_tokenizer(model_folder(source), where).train().requires_grad_(True)
         model.encoder.requires_grad_(finish_decoder is None)
     needed = (training.memory_frames, CLIP_STEPS * model.config.time_factor)
-    frames = load_frames(data, *needed, rng)
+    frames = load_frames(data, *needed, np.random.default_rng(seed))
     model.check_size(*frames.pixels.shape[1:3])
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
     average = copy.deepcopy(model).requires_grad_(False)
     learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
     if resume:
         load_learner(out / RESUME, learner)
-        rng = np.random.default_rng([seed, learner.clock.step])
     out.mkdir(parents=True, exist_ok=True)
     read = partial(load_frames, data, *needed, np.random.default_rng([seed, 1]), progress=False)
     with (
@@ -213,7 +213,7 @@ def train_tokenizer(
         beside(read, FOLLOW_S if follow else None) as later,
     ):
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(learner, frames, training, rng, out, run, compile, later)
+        fit(learner, frames, training, seed, out, run, compile, later)
     return 0
 
 
@@ -221,26 +221,32 @@ def fit(
     learner: Learner[Tokenizer],
     frames: Frames,
     training: TokenizerTraining,
-    rng: np.random.Generator,
+    seed: int,
     out: Path,
     run: Run,
     compiled: bool,
     later: Callable[[], Frames | None],
 ) -> None:
-    """The loop. Saves every few minutes, so that a killed run goes on with `--resume`."""
+    """The loop. Saves every few minutes, so that a killed run goes on with `--resume`, as it would have:
+    what a step draws depends on the seed and the step alone."""
     model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
     length = 1 + (CLIP_STEPS - 1) * model.config.time_factor
     core = torch.compile(reconstruct) if compiled else reconstruct
     saved_s = clock.seconds
-    with tqdm(total=1000, mininterval=5, bar_format="tokenizer {percentage:3.0f}% {postfix}") as bar:
-        while clock.progress < 1:
+    stop = False
+    with (
+        tqdm(total=1000, mininterval=5, bar_format="tokenizer {percentage:3.0f}% {postfix}") as bar,
+        between_steps(clock) as asked_to_stop,
+    ):
+        while clock.progress < 1 and not stop:
+            rng = np.random.default_rng([seed, clock.step])
             frames = later() or frames
             video = to_unit(frames.clips(rng, training.batch, length), where)
-            noise_scale = training.latent_noise * torch.from_numpy(rng.random((training.batch, 1, 1, 1, 1)))
+            noise = draw_noise(model.config, video, training.latent_noise, rng)
             set_rates(learner.optimizers, rate_factor(clock.progress))
             with fast_precision(where):
-                output = core(model, video, noise_scale.float().to(where))
+                output = core(model, video, noise)
             loss = reconstruction_loss(output, video)
             loss.backward()
             take_step(learner, training.ema_decay)
@@ -249,14 +255,24 @@ def fit(
                 left = f"left {clock.left_s / 60:.1f} min"
                 bar.set_postfix_str(f"step {clock.step} loss {loss.item():.4f} {left}")
                 run.metrics({"loss": loss.item(), "frames": clock.step * training.batch * length}, clock.step)
-            if clock.seconds - saved_s > 120 or clock.progress >= 1:
+            stop = asked_to_stop()
+            if clock.seconds - saved_s > 120 or clock.progress >= 1 or stop:
                 saved_s = clock.seconds
                 keep(learner, frames, training, out, run)
 
 
-def reconstruct(model: Tokenizer, video: Tensor, noise_scale: Tensor) -> Tensor:
-    latents = model.encode_bounded(video)
-    output, _ = model.decode_bounded(latents + noise_scale * torch.randn_like(latents))
+def draw_noise(config: TokenizerConfig, video: Tensor, most: float, rng: np.random.Generator) -> Tensor:
+    """Noise for a batch's latents: each clip's of its own strength, uniform up to `most`."""
+    clips, _, _, height, width = video.shape
+    size = (CLIP_STEPS, config.channels, height // config.space_factor, width // config.space_factor)
+    generator = torch.Generator(video.device).manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn((clips, *size), generator=generator, device=video.device)
+    scale = (most * rng.random((clips, 1, 1, 1, 1))).astype(np.float32)
+    return torch.from_numpy(scale).to(video.device) * noise
+
+
+def reconstruct(model: Tokenizer, video: Tensor, noise: Tensor) -> Tensor:
+    output, _ = model.decode_bounded(model.encode_bounded(video) + noise)
     return output[:, model.config.time_factor - 1 :]
 
 

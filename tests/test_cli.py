@@ -97,6 +97,11 @@ def test_options_that_do_not_parse_give_one_line(words, capsys, monkeypatch):
         ),
         (KeyboardInterrupt(), 130, "orrery: interrupted\n"),
         (
+            KeyboardInterrupt("interrupted at step 7; --resume"),
+            130,
+            "orrery: interrupted at step 7; --resume\n",
+        ),
+        (
             ModuleNotFoundError("no", name="open3d"),
             2,
             "orrery: open3d is not installed; pip install 'orrery[recon3d]'\n",

@@ -39,6 +39,7 @@ from simulator.batches import (
 )
 from simulator.checkpoint import (
     CONFIG,
+    check_new,
     check_writable,
     code_version,
     model_folder,
@@ -235,6 +236,8 @@ def train(
     torch.manual_seed(seed)
     config = PRESETS[preset]
     with joined(device) as (processes, where):
+        if not (resume or processes.restarts):
+            check_new(out, CONFIG, RESUME)
         source, encoder = start_from and model_folder(start_from), model_folder(tokenizer)
         if only_across and start_from is None:
             raise ValueError(

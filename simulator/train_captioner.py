@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simulator import flags
-from simulator.captioner import PRESETS, Captioner, Found, save_captioner
+from simulator.captioner import CONFIG, PRESETS, Captioner, Found, save_captioner
 from simulator.checkpoint import check_writable, code_version, fingerprint
 from simulator.clips import training_episodes
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
@@ -144,6 +144,8 @@ def train_captioner(
     changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
     training = CaptionerTraining(**{**asdict(TRAININGS[preset]), **changes})
     check_writable(out)
+    if (out / CONFIG).exists():
+        raise ValueError(f"--out {out} holds a captioner already ({CONFIG}); give another --out")
     torch.manual_seed(seed)
     rng, where = np.random.default_rng(seed), torch.device(device)
     encoder = load_tokenizer(tokenizer, where)

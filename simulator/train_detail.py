@@ -9,7 +9,6 @@ with `orrery train world --start-from`: nothing here has told the layers that le
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from simulator import flags
 from simulator.batches import TRAININGS, Batch, WorldTraining, make_batch, text_room, with_large_steps
-from simulator.checkpoint import CONFIG, as_config, check_writable, read_json
+from simulator.checkpoint import CONFIG, as_config, check_new, check_writable, read_json
 from simulator.detail import Grid
 from simulator.distributed import Processes, load_run
 from simulator.flow import add_noise
@@ -98,6 +97,8 @@ def train_detail(
     if pool < BATCH:
         raise ValueError(f"--pool must be at least a step's {BATCH} frames, got {pool}")
     check_writable(out)
+    if not resume:
+        check_new(out, CONFIG, RESUME)
     torch.manual_seed(seed)
     source = start_from / CONFIG
     config = as_config(TransformerConfig, read_json(source).get("transformer", {}), source)
@@ -125,8 +126,6 @@ def train_detail(
     learner = start(job, where)
     if resume:
         load_run(out / RESUME, learner, processes)
-    else:
-        shutil.rmtree(out / RESUME, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     with tracked_run("orrery-detail", out.name, track) as run:
         for averages in fit(learner, buckets[0].on(where), job, pool):

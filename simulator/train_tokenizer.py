@@ -24,6 +24,7 @@ from simulator.background import beside
 from simulator.checkpoint import (
     CONFIG,
     as_config,
+    check_new,
     check_writable,
     code_version,
     load_learner,
@@ -191,6 +192,8 @@ def train_tokenizer(
     training = replace(TRAININGS[preset], **changes)
     training = replace(training, batch=max(1, round(training.batch * batch_scale)))
     check_writable(out)
+    if not resume:
+        check_new(out, CONFIG, RESUME)
     torch.manual_seed(seed)
     where = torch.device(device)
     config = PRESETS[preset] if time_factor is None else replace(PRESETS[preset], time_factor=time_factor)

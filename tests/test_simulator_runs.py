@@ -16,6 +16,7 @@ import simulator.train_tokenizer
 from simulator.clips import write_episode
 from simulator.optim import take_step
 from simulator.train import train
+from simulator.train_captioner import train_captioner
 from simulator.train_detail import train_detail
 from simulator.train_tokenizer import train_tokenizer
 
@@ -37,6 +38,9 @@ def command_of(kind: str, run: Path) -> Callable[..., int]:
     if kind == "tokenizer":
         return lambda **more: train_tokenizer(**same, **more)
     same |= {"tokenizer": run / "tokenizer"}
+    if kind == "captioner":
+        del same["track"]
+        return lambda **more: train_captioner(**same, **more)
     if kind == "world":
         return lambda **more: train(**same, **more)
     return lambda **more: train_detail(**same, start_from=run / "world", pool=512, **more)
@@ -82,3 +86,20 @@ def test_the_second_ctrl_c_stops_at_once(run, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         command_of("tokenizer", run)(out=tmp_path / "run", steps=6, minutes=0.0)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "world", "detail", "captioner"])
+def test_a_run_is_not_written_over(run, tmp_path, kind):
+    begin, out = command_of(kind, run), tmp_path / "run"
+    held = "captioner.json" if kind == "captioner" else "config.json"
+    out.mkdir()
+    (out / held).write_text("{}")
+    with pytest.raises(ValueError, match=rf"--out .*run holds .* already \({held}\); .* another --out"):
+        begin(out=out, steps=1)
+    assert [path.name for path in out.iterdir()] == [held]
+
+
+def test_an_interrupted_run_is_not_written_over_either(run, tmp_path):
+    (tmp_path / "world_model.resume").mkdir()
+    with pytest.raises(ValueError, match=r"holds a run already \(world_model.resume\); .* --resume"):
+        command_of("world", run)(out=tmp_path, steps=1)

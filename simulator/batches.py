@@ -27,8 +27,8 @@ from simulator.transformer import Before, Conditions, frames_before
 
 @dataclass(frozen=True)
 class WorldTraining:
-    steps: int = 1_000_000  # at most
-    minutes: float = 120.0  # of training, at most
+    steps: int = 1_000_000  # at most; 0: any number
+    minutes: float = 120.0  # of training, at most; 0: any number
     matrix_rate: float = 2e-3  # Muon's learning rate
     other_rate: float = 1e-3  # AdamW's learning rate
     ema_decay: float = 0.999

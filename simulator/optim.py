@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -162,8 +163,8 @@ def set_rates(optimizers: list[Optimizer], factor: float) -> None:
 class Clock:
     """How far a run is: by steps or by minutes of training, whichever is further. Survives a resume."""
 
-    max_steps: int
-    max_minutes: float
+    max_steps: int  # 0: any number
+    max_minutes: float  # 0: any number
     step: int = 0
     earlier_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
@@ -175,11 +176,17 @@ class Clock:
     @property
     def progress(self) -> float:
         by_minutes = self.seconds / 60 / self.max_minutes if self.max_minutes else 0.0
-        return min(1.0, max(self.step / self.max_steps, by_minutes))
+        by_steps = self.step / self.max_steps if self.max_steps else 0.0
+        return min(1.0, max(by_steps, by_minutes))
 
     @property
     def left_s(self) -> float:
         return self.seconds * (1 - self.progress) / self.progress if self.progress else float("nan")
+
+    def finished(self, out: Path) -> str:
+        """What to say of a run that is to be resumed and has nothing left to do."""
+        done = f"{self.step} steps, {self.seconds / 60:.1f} minutes"
+        return f"{out} is already finished ({done}); give more --minutes or --steps to go on"
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -218,8 +218,6 @@ def train(
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     asked = {
-        "minutes": minutes,
-        "steps": steps,
         "save_minutes": save_minutes,
         "picture_share": picture_share,
         "other_sizes": other_sizes,
@@ -230,6 +228,7 @@ def train(
         world_weights=world_weights,
         sweep_weights=sweep_weights,
         picture_weights=picture_weights,
+        **flags.bounds(minutes, steps),
         **{name: value for name, value in asked.items() if value is not None},
     ).scaled(batch_scale, rate_scale)
     check_writable(out)
@@ -275,6 +274,10 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
     learner = start(job, where, processes)
     if resume:
         load_run(saved, learner, processes)
+        if processes.agree(learner.clock.progress)[0] >= 1:
+            if processes.first:
+                print(learner.clock.finished(job.out), file=sys.stderr)
+            return 0
     elif processes.first:
         shutil.rmtree(saved, ignore_errors=True)
     job.out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -36,8 +36,8 @@ OCCLUDED = ALL_KINDS.index("occluder")
 @dataclass(frozen=True)
 class CaptionerTraining:
     frames_a_step: int = 128  # so many single frames, or fewer clips of some
-    steps: int = 100_000  # at most
-    minutes: float = 8.0  # of training, at most
+    steps: int = 100_000  # at most; 0: any number
+    minutes: float = 8.0  # of training, at most; 0: any number
     matrix_rate: float = 3e-3  # Muon's learning rate
     other_rate: float = 2e-3  # AdamW's learning rate
     latent_noise: float = 0.15  # standard deviation; what video files and dreams do to latents
@@ -141,8 +141,7 @@ def train_captioner(
     """Train the captioner on recorded episodes of the reference worlds."""
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
-    training = CaptionerTraining(**{**asdict(TRAININGS[preset]), **changes})
+    training = replace(TRAININGS[preset], **flags.bounds(minutes, steps))
     check_writable(out)
     if (out / CONFIG).exists():
         raise ValueError(f"--out {out} holds a captioner already ({CONFIG}); give another --out")

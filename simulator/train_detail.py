@@ -9,6 +9,7 @@ with `orrery train world --start-from`: nothing here has told the layers that le
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -53,6 +54,7 @@ CHANGES: dict[str, Any] = {
     "micro_batches": 1,
 }
 POOL = 40_000  # frames of which the layers' words are kept: about 1 GB of the shipped model
+MINUTES = 15.0  # of training, where nothing is asked
 VISITS = 7  # of each of them
 BATCH = 512  # frames in a step
 
@@ -78,8 +80,10 @@ def train_detail(
     start_from: Annotated[Path, tyro.conf.arg(help="world model to train further, of this tokenizer")],
     out: Annotated[Path, tyro.conf.arg(help="run folder to write: a whole world model")],
     preset: Annotated[str, tyro.conf.arg(help="of the batches: " + ", ".join(TRAININGS))] = "small",
-    minutes: Annotated[float, tyro.conf.arg(help="training time")] = 15.0,
-    steps: Annotated[int, tyro.conf.arg(help="training steps at most")] = 1_000_000,
+    minutes: Annotated[
+        float | None, tyro.conf.arg(help=f"training time; {MINUTES:.0f} where --steps is not given either")
+    ] = None,
+    steps: Annotated[int | None, tyro.conf.arg(help="training steps; with --minutes, at most")] = None,
     save_minutes: Annotated[float, tyro.conf.arg(help="between checkpoints")] = 5.0,
     world_weights: flags.WorldWeights = (),
     sweep_weights: flags.SweepWeights = (),
@@ -110,8 +114,7 @@ def train_detail(
     training = replace(
         TRAININGS[preset],
         **CHANGES,
-        minutes=minutes,
-        steps=steps,
+        **flags.bounds(MINUTES if minutes is None and steps is None else minutes, steps),
         save_minutes=save_minutes,
         world_weights=world_weights,
         sweep_weights=sweep_weights,
@@ -126,6 +129,9 @@ def train_detail(
     learner = start(job, where)
     if resume:
         load_run(out / RESUME, learner, processes)
+        if learner.clock.progress >= 1:
+            print(learner.clock.finished(out), file=sys.stderr)
+            return 0
     out.mkdir(parents=True, exist_ok=True)
     with tracked_run("orrery-detail", out.name, track) as run:
         for averages in fit(learner, buckets[0].on(where), job, pool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -53,8 +54,8 @@ FOLLOW_S = 60.0  # between readings of other episodes
 @dataclass(frozen=True)
 class TokenizerTraining:
     batch: int = 24  # clips a step
-    steps: int = 200_000  # at most
-    minutes: float = 20.0  # of training, at most
+    steps: int = 200_000  # at most; 0: any number
+    minutes: float = 20.0  # of training, at most; 0: any number
     matrix_rate: float = 2e-3  # Muon's learning rate
     other_rate: float = 1e-3  # AdamW's learning rate
     latent_noise: float = 0.1  # greatest noise added to bounded latents
@@ -188,8 +189,7 @@ def train_tokenizer(
         raise ValueError("--start-from trains all of a tokenizer, --finish-decoder its decoder; give one")
     if source and time_factor is not None:
         raise ValueError(f"--time-factor is that of the tokenizer in {source}; leave it out")
-    changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
-    training = replace(TRAININGS[preset], **changes)
+    training = replace(TRAININGS[preset], **flags.bounds(minutes, steps))
     training = replace(training, batch=max(1, round(training.batch * batch_scale)))
     check_writable(out)
     if not resume:
@@ -209,6 +209,9 @@ def train_tokenizer(
     learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
     if resume:
         load_learner(out / RESUME, learner)
+        if learner.clock.progress >= 1:
+            print(learner.clock.finished(out), file=sys.stderr)
+            return 0
     out.mkdir(parents=True, exist_ok=True)
     read = partial(load_frames, data, *needed, np.random.default_rng([seed, 1]), progress=False)
     with (

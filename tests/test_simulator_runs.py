@@ -1,5 +1,6 @@
 """Runs of training: how they begin, stop, go on and say what is wrong."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -14,11 +15,12 @@ import simulator.train
 import simulator.train_detail
 import simulator.train_tokenizer
 from simulator.clips import write_episode
-from simulator.optim import take_step
+from simulator.flags import bounds
+from simulator.optim import Clock, take_step
 from simulator.train import train
 from simulator.train_captioner import train_captioner
 from simulator.train_detail import train_detail
-from simulator.train_tokenizer import train_tokenizer
+from simulator.train_tokenizer import TRAININGS, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +67,13 @@ def test_an_interrupted_run_is_saved_and_goes_on_as_if_it_had_not_been(run, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(module, "take_step", ctrl_c_in_the_third_step)
         with pytest.raises(KeyboardInterrupt, match="interrupted at step 3; --resume goes on from there"):
-            begin(out=tmp_path / "run", steps=6, minutes=0.0)
+            begin(out=tmp_path / "run", steps=6)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert weights_of(tmp_path / "run"), "what it had learnt can be used"
-    begin(out=tmp_path / "run", steps=6, minutes=0.0, resume=True)
+    begin(out=tmp_path / "run", steps=6, resume=True)
     if kind == "detail":  # a resumed one looks at a fresh pool
         return
-    begin(out=tmp_path / "calm", steps=6, minutes=0.0)
+    begin(out=tmp_path / "calm", steps=6)
     for name, value in weights_of(tmp_path / "calm").items():
         assert torch.equal(weights_of(tmp_path / "run")[name], value), name
 
@@ -84,7 +86,7 @@ def test_the_second_ctrl_c_stops_at_once(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(simulator.train_tokenizer, "take_step", impatient)
     with pytest.raises(KeyboardInterrupt):
-        command_of("tokenizer", run)(out=tmp_path / "run", steps=6, minutes=0.0)
+        command_of("tokenizer", run)(out=tmp_path / "run", steps=6)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -103,3 +105,45 @@ def test_an_interrupted_run_is_not_written_over_either(run, tmp_path):
     (tmp_path / "world_model.resume").mkdir()
     with pytest.raises(ValueError, match=r"holds a run already \(world_model.resume\); .* --resume"):
         command_of("world", run)(out=tmp_path, steps=1)
+
+
+def test_what_is_given_alone_ends_a_run():
+    assert bounds(None, None) == {}
+    minutes, steps = Clock(**of_clock(bounds(0.5, None))), Clock(**of_clock(bounds(None, 10)))
+    both = Clock(**of_clock(bounds(0.5, 10)))
+    for clock in (minutes, steps, both):
+        clock.step, clock.earlier_s = 9, 15.0
+    assert minutes.progress == pytest.approx(0.5, abs=0.01)
+    assert steps.progress == both.progress == pytest.approx(0.9)
+
+
+def of_clock(given: dict) -> dict:
+    return {f"max_{name}": value for name, value in given.items()}
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "world", "detail", "captioner"])
+@pytest.mark.parametrize("flag", ["minutes", "steps"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_no_training_at_all_is_refused_before_any_work(run, tmp_path, kind, flag, value):
+    value = float(value) if flag == "minutes" else value
+    with pytest.raises(ValueError, match=f"--{flag} must be above 0, got {value}"):
+        command_of(kind, run)(out=tmp_path / "no", **{flag: value})
+    assert not (tmp_path / "no").exists()
+
+
+def test_minutes_alone_are_all_used(run, tmp_path):
+    """The tiny preset's own steps take a fraction of these."""
+    command_of("tokenizer", run)(out=tmp_path / "run", minutes=0.25)
+    made = json.loads((tmp_path / "run" / "config.json").read_text())["made"]
+    assert made["minutes"] >= 0.25 and made["steps"] > TRAININGS["tiny"].steps
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "world", "detail"])
+def test_a_finished_run_says_so_when_it_is_resumed(run, tmp_path, capsys, kind):
+    begin = command_of(kind, run)
+    begin(out=tmp_path / "run", steps=2)
+    before = (tmp_path / "run" / "config.json").stat().st_mtime_ns
+    assert begin(out=tmp_path / "run", steps=2, resume=True) == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "run is already finished (2 steps, " in said and "give more --minutes or --steps" in said
+    assert (tmp_path / "run" / "config.json").stat().st_mtime_ns == before

@@ -21,7 +21,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from tqdm import tqdm
 
 from simulator import flags
 from simulator.background import beside
@@ -71,6 +70,7 @@ from simulator.optim import (
     take_step,
 )
 from simulator.precision import fast_precision
+from simulator.progress import SHOW_S, shown
 from simulator.tokenizer import Tokenizer
 from simulator.tracking import Run, tracked_run
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
@@ -339,9 +339,9 @@ def fit(
     frames = 0
     mine = range(processes.rank, training.micro_batches, processes.count)
     progress, seconds = processes.agree(clock.progress, clock.seconds)
-    saved_s, form = seconds, "world model {percentage:3.0f}% {postfix}"
+    saved_s = shown_s = seconds
     with (
-        tqdm(total=1000, mininterval=10, bar_format=form, disable=not processes.first) as bar,
+        shown("world model", clock, processes.first) as show,
         between_steps(clock, alone=processes.count == 1) as asked_to_stop,
     ):
         while progress < 1:
@@ -375,12 +375,11 @@ def fit(
             losses[kind] = losses.get(kind, data_loss).lerp(data_loss, 0.02)
             stop = asked_to_stop()
             due = seconds - saved_s > 60 * training.save_minutes or progress >= 1 or stop
-            if clock.step % 50 and not due:
+            if seconds - shown_s < SHOW_S and not due:
                 continue
+            shown_s = seconds
             averages = {name: processes.mean(losses[name]) for name in training.shares if name in losses}
-            bar.n = int(1000 * progress)
-            told = " ".join(f"{name} {value:.4f}" for name, value in averages.items())
-            bar.set_postfix_str(f"step {clock.step} {told} left {clock.left_s / 60:.0f} min")
+            show(" ".join(f"{name} {value:.4f}" for name, value in averages.items()))
             run.metrics({f"loss_{k}": v for k, v in averages.items()} | {"frames": frames}, clock.step)
             if due:
                 saved_s = seconds

@@ -8,7 +8,6 @@ with `orrery train world --start-from`: nothing here has told the layers that le
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -36,6 +35,7 @@ from simulator.job import Job, check_same_kind, fitted, load_together
 from simulator.latents import LatentEpisodes
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
+from simulator.progress import SHOW_S, shown
 from simulator.tracking import tracked_run
 from simulator.train import COMPILING, RESUME, guess, keep
 from simulator.train_tokenizer import load_tokenizer
@@ -155,36 +155,35 @@ def fit(
 ) -> Iterator[dict[str, float]]:
     """The loop: look at a pool of frames, then visit it in random order. Yields the mean loss when it is time
     to save, between pools; what a pool draws depends on the seed and the step alone."""
-    clock, training, mean = learner.clock, job.training, float("nan")
+    clock, training = learner.clock, job.training
     quick = torch.compile(error_of, dynamic=False, options=COMPILING) if job.compiled else error_of
-    saved_s, form = clock.seconds, "detail {percentage:3.0f}% {postfix}"
-    stop = False
-    with (
-        tqdm(total=1000, mininterval=10, bar_format=form) as bar,
-        between_steps(clock) as asked_to_stop,
-    ):
-        while clock.progress < 1 and not stop:
+    mean: Tensor | None = None  # read where it is shown: reading waits for the GPU
+    saved_s = shown_s = clock.seconds
+    progress, stop = clock.progress, False
+    with shown("detail", clock) as show, between_steps(clock) as asked_to_stop:
+        while progress < 1 and not stop:
             rng = np.random.default_rng([job.seed, clock.step])
             pool = look(learner, data, training, size, rng, asked_to_stop)
             order = np.concatenate([rng.permutation(size) for _ in range(VISITS)])
             for which in torch.from_numpy(order).split(BATCH)[: len(order) // BATCH]:
                 if stop := asked_to_stop():
                     break
-                set_rates(learner.optimizers, rate_factor(clock.progress))
+                set_rates(learner.optimizers, rate_factor(progress))
                 with fast_precision(pool.grid.device):
                     error = quick(learner.model, pool.rows(which.to(pool.grid.device)))
                 error.backward()
                 take_step(learner, training.ema_decay)
-                now = float(error.detach())
-                mean = now if math.isnan(mean) else 0.98 * mean + 0.02 * now
-                if clock.step % 10 == 0:
-                    bar.n = int(1000 * clock.progress)
-                    bar.set_postfix_str(f"step {clock.step} {mean:.4f} left {clock.left_s / 60:.0f} min")
-                if clock.progress >= 1:
+                now = error.detach()
+                mean = now if mean is None else mean.lerp(now, 0.02)
+                progress, seconds = clock.progress, clock.seconds
+                if seconds - shown_s >= SHOW_S or progress >= 1:
+                    shown_s = seconds
+                    show(f"loss {float(mean):.4f}")
+                if progress >= 1:
                     break
-            if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1 or stop:
+            if clock.seconds - saved_s > 60 * training.save_minutes or progress >= 1 or stop:
                 saved_s = clock.seconds
-                yield {} if math.isnan(mean) else {"detail": mean}
+                yield {} if mean is None else {"detail": float(mean)}
 
 
 def error_of(model: Transformer, pool: Pool) -> Float[Tensor, ""]:

@@ -41,6 +41,7 @@ from simulator.interrupts import between_steps
 from simulator.metrics import psnr
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
+from simulator.progress import SHOW_S, shown
 from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from simulator.tracking import Run, tracked_run
 from simulator.video import to_uint8, to_unit, write_image
@@ -48,6 +49,7 @@ from simulator.video import to_uint8, to_unit, write_image
 WEIGHTS = "tokenizer.safetensors"
 RESUME = "tokenizer.resume.pt"
 CLIP_STEPS = 4
+SAVE_S = 120.0  # between checkpoints
 FOLLOW_S = 60.0  # between readings of other episodes
 
 
@@ -239,31 +241,28 @@ def fit(
     where = next(model.parameters()).device
     length = 1 + (CLIP_STEPS - 1) * model.config.time_factor
     core = torch.compile(reconstruct) if compiled else reconstruct
-    saved_s = clock.seconds
-    stop = False
-    with (
-        tqdm(total=1000, mininterval=5, bar_format="tokenizer {percentage:3.0f}% {postfix}") as bar,
-        between_steps(clock) as asked_to_stop,
-    ):
-        while clock.progress < 1 and not stop:
+    saved_s = shown_s = clock.seconds
+    progress, stop = clock.progress, False
+    with shown("tokenizer", clock) as show, between_steps(clock) as asked_to_stop:
+        while progress < 1 and not stop:
             rng = np.random.default_rng([seed, clock.step])
             frames = later() or frames
             video = to_unit(frames.clips(rng, training.batch, length), where)
             noise = draw_noise(model.config, video, training.latent_noise, rng)
-            set_rates(learner.optimizers, rate_factor(clock.progress))
+            set_rates(learner.optimizers, rate_factor(progress))
             with fast_precision(where):
                 output = core(model, video, noise)
             loss = reconstruction_loss(output, video)
             loss.backward()
             take_step(learner, training.ema_decay)
-            if clock.step % 50 == 0:
-                bar.n = int(1000 * clock.progress)
-                left = f"left {clock.left_s / 60:.1f} min"
-                bar.set_postfix_str(f"step {clock.step} loss {loss.item():.4f} {left}")
+            progress, seconds, stop = clock.progress, clock.seconds, asked_to_stop()
+            due = seconds - saved_s > SAVE_S or progress >= 1 or stop
+            if seconds - shown_s >= SHOW_S or due:
+                shown_s = seconds
+                show(f"loss {loss.item():.4f}")
                 run.metrics({"loss": loss.item(), "frames": clock.step * training.batch * length}, clock.step)
-            stop = asked_to_stop()
-            if clock.seconds - saved_s > 120 or clock.progress >= 1 or stop:
-                saved_s = clock.seconds
+            if due:
+                saved_s = seconds
                 keep(learner, frames, training, out, run)
 
 

@@ -22,6 +22,12 @@ from simulator.train_captioner import train_captioner
 from simulator.train_detail import train_detail
 from simulator.train_tokenizer import TRAININGS, train_tokenizer
 
+MODULES = {
+    "tokenizer": simulator.train_tokenizer,
+    "world": simulator.train,
+    "detail": simulator.train_detail,
+}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
@@ -55,9 +61,6 @@ def weights_of(out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["tokenizer", "world", "detail"])
 def test_an_interrupted_run_is_saved_and_goes_on_as_if_it_had_not_been(run, tmp_path, monkeypatch, kind):
     begin = command_of(kind, run)
-    module = {"tokenizer": simulator.train_tokenizer, "world": simulator.train}.get(
-        kind, simulator.train_detail
-    )
 
     def ctrl_c_in_the_third_step(learner, ema_decay):
         if learner.clock.step == 2:
@@ -65,7 +68,7 @@ def test_an_interrupted_run_is_saved_and_goes_on_as_if_it_had_not_been(run, tmp_
         take_step(learner, ema_decay)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "take_step", ctrl_c_in_the_third_step)
+        patch.setattr(MODULES[kind], "take_step", ctrl_c_in_the_third_step)
         with pytest.raises(KeyboardInterrupt, match="interrupted at step 3; --resume goes on from there"):
             begin(out=tmp_path / "run", steps=6)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -88,6 +91,20 @@ def test_the_second_ctrl_c_stops_at_once(run, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         command_of("tokenizer", run)(out=tmp_path / "run", steps=6)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "world", "detail"])
+def test_a_slow_run_shows_each_step_and_what_is_left_and_ends_at_100_percent(
+    run, tmp_path, capsys, monkeypatch, kind
+):
+    monkeypatch.setattr(MODULES[kind], "SHOW_S", 0.0)
+    command_of(kind, run)(out=tmp_path / "run", steps=4)
+    said = capsys.readouterr().err.replace("\n", "\r").split("\r")
+    name = "world model" if kind == "world" else kind
+    for step, percent in enumerate(("25%", "50%", "75%", "100%"), start=1):
+        assert any(s.startswith(name) and f"{percent} step {step} " in s for s in said), (percent, said)
+    last = [line for line in said if line.startswith(name)][-1]
+    assert "100% step 4 " in last and "left 00:00" in last
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "world", "detail", "captioner"])

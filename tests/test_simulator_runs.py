@@ -164,3 +164,14 @@ def test_a_finished_run_says_so_when_it_is_resumed(run, tmp_path, capsys, kind):
     said = capsys.readouterr().err.splitlines()[-1]
     assert "run is already finished (2 steps, " in said and "give more --minutes or --steps" in said
     assert (tmp_path / "run" / "config.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("kind", ["world", "detail"])
+@pytest.mark.parametrize("flag", ["world_weights", "sweep_weights", "picture_weights"])
+@pytest.mark.parametrize("weights", [(1.0, 2.0, 3.0), (-1.0,), (0.0,), (float("nan"),)])
+def test_weights_that_are_not_those_of_the_worlds_are_refused(run, tmp_path, kind, flag, weights):
+    got = " ".join(map(str, weights))
+    rule = rf"--{flag.replace('_', '-')} needs one number for each of the 1 worlds \(Square\), .* got {got}"
+    with pytest.raises(ValueError, match=rule):
+        command_of(kind, run)(out=tmp_path / "no", steps=1, **{flag: weights})
+    assert not (tmp_path / "no").exists()

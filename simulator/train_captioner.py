@@ -21,6 +21,7 @@ from simulator import flags
 from simulator.captioner import CONFIG, PRESETS, Captioner, Found, save_captioner
 from simulator.checkpoint import check_writable, code_version, fingerprint
 from simulator.clips import training_episodes
+from simulator.devices import device_named
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
 from simulator.sightings import ABSENT, ALL_KINDS, SEEN, UNCLEAR, SeenLatents, load_sightings
@@ -146,7 +147,7 @@ def train_captioner(
     if (out / CONFIG).exists():
         raise ValueError(f"--out {out} holds a captioner already ({CONFIG}); give another --out")
     torch.manual_seed(seed)
-    rng, where = np.random.default_rng(seed), torch.device(device)
+    rng, where = np.random.default_rng(seed), device_named(device)
     encoder = load_tokenizer(tokenizer, where)
     version = fingerprint(tokenizer / TOKENIZER_WEIGHTS)
     model = Captioner(PRESETS[preset].of(encoder.config.channels)).to(where)

@@ -27,6 +27,7 @@ from simulator import flags
 from simulator.batches import TRAININGS, Batch, WorldTraining, make_batch, text_room, with_large_steps
 from simulator.checkpoint import CONFIG, as_config, check_new, check_writable, read_json
 from simulator.detail import Grid
+from simulator.devices import device_named
 from simulator.distributed import Processes, load_run
 from simulator.flow import add_noise
 from simulator.grow import started
@@ -121,7 +122,7 @@ def train_detail(
         picture_weights=picture_weights,
     )
     job = Job(data, tokenizer, out, config, training, seed, resume, compile, False, start_from)
-    processes, where = Processes(), torch.device(device)
+    processes, where = Processes(), device_named(device)
     encoder = load_tokenizer(tokenizer, where)
     buckets = load_together(job, encoder, processes).buckets()
     job = fitted(job, buckets[0])

@@ -37,6 +37,7 @@ from simulator.checkpoint import (
     write_json,
 )
 from simulator.clips import read_frames, training_episodes
+from simulator.devices import device_named
 from simulator.interrupts import between_steps
 from simulator.metrics import psnr
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
@@ -142,14 +143,14 @@ def save(out: Path, ema: Tokenizer, training: TokenizerTraining, clock: Clock, p
 
 def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """The tokenizer of a run folder (or of a world model's). Raises ValueError if missing or damaged."""
-    values = read_json(folder / CONFIG)
+    where, values = device_named(device), read_json(folder / CONFIG)
     if "tokenizer" not in values:
         raise ValueError(
             f"{folder / CONFIG} has no tokenizer; give the folder of `orrery train tokenizer --out`"
         )
     tokenizer = Tokenizer(as_config(TokenizerConfig, values["tokenizer"], folder / CONFIG))
     load_weights(folder / WEIGHTS, tokenizer)
-    return tokenizer.to(device).eval().requires_grad_(False)
+    return tokenizer.to(where).eval().requires_grad_(False)
 
 
 def train_tokenizer(
@@ -197,7 +198,7 @@ def train_tokenizer(
     if not resume:
         check_new(out, CONFIG, RESUME)
     torch.manual_seed(seed)
-    where = torch.device(device)
+    where = device_named(device)
     config = PRESETS[preset] if time_factor is None else replace(PRESETS[preset], time_factor=time_factor)
     model = Tokenizer(config).to(where)
     if source is not None:

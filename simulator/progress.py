@@ -16,7 +16,7 @@ SHOW_S = 2.0  # between two looks at least: the losses are read for each, and re
 def shown(what: str, clock: Clock, first: bool = True) -> Iterator[Callable[[str], None]]:
     """A line on stderr that what the block gets brings up to date, with the words that it is given. Only the
     first of several processes shows one."""
-    form = what + " {percentage:3.0f}% {postfix}"
+    form = what + " {percentage:3.0f}%{postfix}"
     start = int(100 * clock.progress)
     with tqdm(total=100, initial=start, bar_format=form, disable=not first) as bar:
 

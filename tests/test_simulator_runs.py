@@ -102,9 +102,9 @@ def test_a_slow_run_shows_each_step_and_what_is_left_and_ends_at_100_percent(
     said = capsys.readouterr().err.replace("\n", "\r").split("\r")
     name = "world model" if kind == "world" else kind
     for step, percent in enumerate(("25%", "50%", "75%", "100%"), start=1):
-        assert any(s.startswith(name) and f"{percent} step {step} " in s for s in said), (percent, said)
+        assert any(s.startswith(name) and f"{percent}, step {step} " in s for s in said), (percent, said)
     last = [line for line in said if line.startswith(name)][-1]
-    assert "100% step 4 " in last and "left 00:00" in last
+    assert "100%, step 4 " in last and "left 00:00" in last
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "world", "detail", "captioner"])

@@ -148,8 +148,9 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 def rate_factor(progress: float, warmup: float = 0.01, decay: float = 0.4) -> float:
     """Learning rate relative to its peak at `progress` in [0, 1]: warm up, hold, and fall linearly over the
-    last part."""
-    return max(0.0, min(1.0, progress / warmup if warmup else 1.0, (1 - progress) / decay))
+    last part. Not from zero, or the first of a number of steps would teach nothing."""
+    warm = 0.1 + 0.9 * progress / warmup if warmup else 1.0
+    return max(0.0, min(1.0, warm, (1 - progress) / decay))
 
 
 def set_rates(optimizers: list[Optimizer], factor: float) -> None:

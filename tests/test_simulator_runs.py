@@ -16,7 +16,7 @@ import simulator.train_detail
 import simulator.train_tokenizer
 from simulator.clips import write_episode
 from simulator.flags import bounds
-from simulator.optim import Clock, take_step
+from simulator.optim import Clock, rate_factor, take_step
 from simulator.train import train
 from simulator.train_captioner import train_captioner
 from simulator.train_detail import train_detail
@@ -132,6 +132,11 @@ def test_what_is_given_alone_ends_a_run():
         clock.step, clock.earlier_s = 9, 15.0
     assert minutes.progress == pytest.approx(0.5, abs=0.01)
     assert steps.progress == both.progress == pytest.approx(0.9)
+
+
+def test_the_first_step_teaches_and_the_last_moment_does_not():
+    assert rate_factor(0.0) == pytest.approx(0.1) and rate_factor(1.0) == 0
+    assert rate_factor(0.01) == rate_factor(0.6) == 1
 
 
 def of_clock(given: dict) -> dict:

@@ -179,8 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         code = run(words)
-    except KeyboardInterrupt:
-        code = complain("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        code = complain(str(stop) or "interrupted", 130)
     except BAD_INPUT as error:
         if os.environ.get("ORRERY_DEBUG"):
             raise

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from envs.action_spaces import to_vector
 from envs.film import make_filmed, nature
 from envs.policies import POLICIES, usual_policy
-from simulator.clips import HELD_OUT_SEED, Episode, episode_path, write_episode
+from simulator.clips import HELD_OUT_SEED, SUFFIX, Episode, episode_path, read_episode, write_episode
 
 INDEX_NAME = "episodes.jsonl"
 
@@ -217,8 +217,9 @@ def record(
     )
     with recording.make() as env:
         recording = replace(recording, policy=policy or usual_policy(env))
-        env.reset(seed=seed)
+        picture, _ = env.reset(seed=seed)
         POLICIES[recording.policy](env, np.random.default_rng(seed))  # better known now than in a worker
+        _check_same(out, env_id, picture.shape[:2], getattr(env.unwrapped, "frames_per_step", 1))
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".ep_*.partial"):
         if time.time() - leftover.stat().st_mtime > 600:
@@ -236,6 +237,26 @@ def record(
             index.flush()
             bar.update()
     return 0
+
+
+def _check_same(out: Path, env_id: str, size: tuple[int, ...], frames_per_step: int) -> None:
+    """Raises ValueError if the folder itself holds episodes of another kind, which would count as made (its
+    sub-folders may)."""
+    there = min(out.glob(f"ep_*{SUFFIX}"), default=None)
+    if there is None:
+        return
+    episode = read_episode(there)
+    held = _kind(episode.env_id, episode.frames.shape[1:3], episode.frames_per_step)
+    asked = _kind(env_id, size, frames_per_step)
+    if held != asked:
+        raise ValueError(
+            f"--out {out} holds episodes of {held} ({there.name}), not of {asked}; give another --out, "
+            "such as a folder inside or beside it"
+        )
+
+
+def _kind(env_id: str, size: tuple[int, ...], frames_per_step: int) -> str:
+    return f"{env_id.split(':')[-1]} of {size[0]}x{size[1]} pixels, frames a step: {frames_per_step}"
 
 
 def _check(

@@ -31,6 +31,7 @@ from probes.peers import peer_step
 from probes.subjects import HELD_OUT_SEED
 from probes.tables import aligned
 from simulator.canvas import text_to_video
+from simulator.devices import device_named
 from simulator.full_window import FullWindow
 from simulator.timing import estimate
 from simulator.world_model import WorldModel
@@ -145,6 +146,7 @@ def bench(
             raise ValueError(f"--{name} must be at least 1, got {', '.join(map(str, values)) or 'nothing'}")
     if peer and what not in ("all", "peers"):
         raise ValueError(f"--peer goes with --what peers (or all), got --what {what}")
+    device_named(device)
     before = os.getloadavg()[0]
     contestants: list[Contestant] = []
     if what in ("all", "dream"):

@@ -31,10 +31,11 @@ from simulator.clips import (
     training_episodes,
     write_episode,
 )
-from simulator.distributed import joined
+from simulator.distributed import joined, last_checkpoint
+from simulator.flags import bounds
 from simulator.job import Job
 from simulator.latents import world_name
-from simulator.train import train_together
+from simulator.train import RESUME, train_together
 from simulator.transformer import PRESETS
 from simulator.video import write_image
 from simulator.world_model import WorldModel
@@ -124,16 +125,18 @@ def table(rows: list[Framed]) -> str:
 
 
 def learnt(data: Path, tokenizer: Path, out: Path, minutes: float, preset: str, seed: int) -> WorldModel:
-    """A model that saw nothing but single pictures with their captions. A run that ended is kept."""
+    """A model that saw nothing but single pictures with their captions. A run that ended is kept,
+    one that was stopped goes on."""
     training = replace(
         TRAININGS[preset],
-        minutes=minutes,
+        **bounds(minutes, None),
         clip_share=0.0,
         shots_share=0.0,
         sweep_share=0.0,
         picture_share=1.0,
     )
-    job = Job(data, tokenizer, out, PRESETS[preset], training, seed, False, False, False)
+    stopped = last_checkpoint(out / RESUME) is not None
+    job = Job(data, tokenizer, out, PRESETS[preset], training, seed, stopped, False, False)
     if not (out / DONE).is_file():
         with joined("cpu") as (processes, where):
             train_together(job, processes, where, track=False)

@@ -8,7 +8,8 @@ Episodes of several picture sizes make batches of one size each, all of about as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,8 +28,8 @@ from simulator.transformer import Before, Conditions, frames_before
 
 @dataclass(frozen=True)
 class WorldTraining:
-    steps: int = 1_000_000  # at most
-    minutes: float = 120.0  # of training, at most
+    steps: int = 1_000_000  # at most; 0: any number
+    minutes: float = 120.0  # of training, at most; 0: any number
     matrix_rate: float = 2e-3  # Muon's learning rate
     other_rate: float = 1e-3  # AdamW's learning rate
     ema_decay: float = 0.999
@@ -213,10 +214,6 @@ def choose_episodes(
     asked = asked or training.world_weights
     weights = np.array(asked or [len(found) for found in by_world], float)
     weights = weights * [len(found) > 0 for found in by_world]
-    if len(weights) != len(by_world):
-        raise ValueError(
-            f"weights of {kind} batches need one entry a world, got {len(asked)} for {', '.join(data.worlds)}"
-        )
     if with_cameras:
         weights = weights * np.array(
             [len(found) and moving_cameras(data, int(found[0])) for found in by_world]
@@ -232,6 +229,18 @@ def choose_episodes(
         here = world == w
         found[here] = choices[rng.integers(max(1, len(choices)), size=here.sum())] if here.any() else 0
     return found
+
+
+def check_weights(training: WorldTraining, worlds: Sequence[str]) -> None:
+    """Raises ValueError if weights are not those of these worlds."""
+    for name in ("world_weights", "sweep_weights", "picture_weights"):
+        weights = getattr(training, name)
+        good = all(0 <= weight < math.inf for weight in weights) and sum(weights) > 0
+        if weights and (len(weights) != len(worlds) or not good):
+            raise ValueError(
+                f"--{name.replace('_', '-')} needs one number for each of the {len(worlds)} worlds "
+                f"({', '.join(worlds)}), none below 0 and not all 0, got {' '.join(map(str, weights))}"
+            )
 
 
 def moving_cameras(data: LatentEpisodes, episode: int) -> bool:

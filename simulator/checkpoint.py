@@ -45,6 +45,14 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"{folder} cannot be written: no permission for {nearest}; choose another folder")
 
 
+def check_new(out: Path, *names: str) -> None:
+    """Raises ValueError if a run's folder holds one of these files: training anew would write over it."""
+    if held := [name for name in names if (out / name).exists()]:
+        raise ValueError(
+            f"--out {out} holds a run already ({held[0]}); go on with it with --resume, or give another --out"
+        )
+
+
 def read_json(path: Path) -> Any:
     """Read JSON. Raises ValueError naming the file if it is missing or damaged."""
     if not path.is_file():

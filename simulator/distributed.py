@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from simulator.devices import device_named
 from simulator.optim import Learner
 from simulator.transformer import Transformer, TransformerConfig
 
@@ -93,12 +94,12 @@ def joined(device: str) -> Iterator[tuple[Processes, torch.device]]:
         local_count=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
-    where = torch.device(device)
+    where = device_named(device)
     if processes.count == 1:
         yield processes, where
         return
     if where.type == "cuda":
-        where = torch.device("cuda", processes.local_rank)
+        where = device_named(f"cuda:{processes.local_rank}")
         torch.cuda.set_device(where)
     backend, store = "nccl" if where.type == "cuda" else "gloo", None
     if processes.local_count == processes.count:

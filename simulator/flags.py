@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
 Data = Annotated[Path, arg(help="folder of recorded episodes (searched with its sub-folders)")]
 Out = Annotated[Path, arg(help="run folder to write")]
-Minutes = Annotated[float | None, arg(help="training time, instead of the preset's")]
-Steps = Annotated[int | None, arg(help="training steps at most, instead of the preset's")]
+Minutes = Annotated[
+    float | None, arg(help="training time, instead of the preset's minutes and steps; with --steps, at most")
+]
+Steps = Annotated[
+    int | None, arg(help="training steps, instead of the preset's minutes and steps; with --minutes, at most")
+]
 SaveMinutes = Annotated[float | None, arg(help="between checkpoints, instead of the preset's")]
 BatchScale = Annotated[
     float, arg(help="windows or clips in a batch, times the preset's; 8 keeps a large GPU busy")
@@ -37,3 +42,15 @@ Follow = Annotated[bool, arg(help="episodes recorded meanwhile join; what is dra
 Resume = Annotated[bool, arg(help="go on with the run in --out")]
 Compile = Annotated[bool, arg(help="torch.compile: faster after minutes, needs a C++ compiler")]
 Track = Annotated[bool, arg(help="log to MLflow")]
+
+
+def bounds(minutes: float | None, steps: int | None) -> dict[str, Any]:
+    """What ends a run instead of the preset's minutes and steps: what is given, and that alone (0: no bound).
+
+    Raises:
+        ValueError: one of them is not a positive number.
+    """
+    for name, value in (("minutes", minutes), ("steps", steps)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be above 0, got {value}; leave it out for the preset's")
+    return {} if minutes is None and steps is None else {"minutes": minutes or 0.0, "steps": steps or 0}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from simulator.batches import WorldTraining, fitting
+from simulator.batches import WorldTraining, check_weights, fitting
 from simulator.checkpoint import CONFIG, as_config, fingerprint, read_json
 from simulator.clips import training_episodes
 from simulator.distributed import Processes, build, economise
@@ -48,7 +48,9 @@ class Job:
 
 
 def fitted(job: Job, data: LatentEpisodes) -> Job:
-    """The job with room for the data's worlds and actions, and without batches that the data cannot fill."""
+    """The job with room for the data's worlds and actions, and without batches that the data cannot fill.
+    Raises ValueError if its weights are not those of the data's worlds."""
+    check_weights(job.training, data.worlds)
     room, worlds = data.actions.shape[1], max(job.config.worlds, 1 + len(data.worlds))
     config = replace(job.config, action_width=room, worlds=worlds)
     return replace(job, config=config, training=fitting(job.training, data))

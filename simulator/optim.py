@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -147,8 +148,9 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 def rate_factor(progress: float, warmup: float = 0.01, decay: float = 0.4) -> float:
     """Learning rate relative to its peak at `progress` in [0, 1]: warm up, hold, and fall linearly over the
-    last part."""
-    return max(0.0, min(1.0, progress / warmup if warmup else 1.0, (1 - progress) / decay))
+    last part. Not from zero, or the first of a number of steps would teach nothing."""
+    warm = 0.1 + 0.9 * progress / warmup if warmup else 1.0
+    return max(0.0, min(1.0, warm, (1 - progress) / decay))
 
 
 def set_rates(optimizers: list[Optimizer], factor: float) -> None:
@@ -162,8 +164,8 @@ def set_rates(optimizers: list[Optimizer], factor: float) -> None:
 class Clock:
     """How far a run is: by steps or by minutes of training, whichever is further. Survives a resume."""
 
-    max_steps: int
-    max_minutes: float
+    max_steps: int  # 0: any number
+    max_minutes: float  # 0: any number
     step: int = 0
     earlier_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
@@ -175,11 +177,17 @@ class Clock:
     @property
     def progress(self) -> float:
         by_minutes = self.seconds / 60 / self.max_minutes if self.max_minutes else 0.0
-        return min(1.0, max(self.step / self.max_steps, by_minutes))
+        by_steps = self.step / self.max_steps if self.max_steps else 0.0
+        return min(1.0, max(by_steps, by_minutes))
 
     @property
     def left_s(self) -> float:
         return self.seconds * (1 - self.progress) / self.progress if self.progress else float("nan")
+
+    def finished(self, out: Path) -> str:
+        """What to say of a run that is to be resumed and has nothing left to do."""
+        done = f"{self.step} steps, {self.seconds / 60:.1f} minutes"
+        return f"{out} is already finished ({done}); give more --minutes or --steps to go on"
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -32,6 +32,7 @@ from simulator.checkpoint import (
     write_json,
 )
 from simulator.clips import held_out_episodes
+from simulator.devices import device_named
 from simulator.estimate import Shape, trace
 from simulator.flow import loss_weight
 from simulator.latents import LatentEpisodes, load_latents
@@ -221,7 +222,7 @@ def scaling(
     if len(widths) < 4:
         raise ValueError(f"--widths needs at least 4 sizes to fit a law, got {len(widths)}")
     check_writable(out)
-    where = torch.device(device)
+    where = device_named(device)
     configs = [of_width(width, load_tokenizer(tokenizer).config.channels) for width in widths]
     finished: list[Trained] = []
     missing = [config for config in configs if not (out / f"width_{config.width}.json").exists()]

@@ -21,7 +21,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from tqdm import tqdm
 
 from simulator import flags
 from simulator.background import beside
@@ -39,6 +38,7 @@ from simulator.batches import (
 )
 from simulator.checkpoint import (
     CONFIG,
+    check_new,
     check_writable,
     code_version,
     model_folder,
@@ -58,6 +58,7 @@ from simulator.distributed import (
 )
 from simulator.estimate import check_fits, estimate
 from simulator.flow import add_noise
+from simulator.interrupts import between_steps
 from simulator.job import Job, check_same_kind, fitted, grown, load_together, start
 from simulator.latents import LatentEpisodes
 from simulator.memory import free_bytes
@@ -69,6 +70,7 @@ from simulator.optim import (
     take_step,
 )
 from simulator.precision import fast_precision
+from simulator.progress import SHOW_S, shown
 from simulator.tokenizer import Tokenizer
 from simulator.tracking import Run, tracked_run
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
@@ -216,8 +218,6 @@ def train(
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     asked = {
-        "minutes": minutes,
-        "steps": steps,
         "save_minutes": save_minutes,
         "picture_share": picture_share,
         "other_sizes": other_sizes,
@@ -228,12 +228,15 @@ def train(
         world_weights=world_weights,
         sweep_weights=sweep_weights,
         picture_weights=picture_weights,
+        **flags.bounds(minutes, steps),
         **{name: value for name, value in asked.items() if value is not None},
     ).scaled(batch_scale, rate_scale)
     check_writable(out)
     torch.manual_seed(seed)
     config = PRESETS[preset]
     with joined(device) as (processes, where):
+        if not (resume or processes.restarts):
+            check_new(out, CONFIG, RESUME)
         source, encoder = start_from and model_folder(start_from), model_folder(tokenizer)
         if only_across and start_from is None:
             raise ValueError(
@@ -271,6 +274,10 @@ def train_together(job: Job, processes: Processes, where: torch.device, track: b
     learner = start(job, where, processes)
     if resume:
         load_run(saved, learner, processes)
+        if processes.agree(learner.clock.progress)[0] >= 1:
+            if processes.first:
+                print(learner.clock.finished(job.out), file=sys.stderr)
+            return 0
     elif processes.first:
         shutil.rmtree(saved, ignore_errors=True)
     job.out.mkdir(parents=True, exist_ok=True)
@@ -332,8 +339,11 @@ def fit(
     frames = 0
     mine = range(processes.rank, training.micro_batches, processes.count)
     progress, seconds = processes.agree(clock.progress, clock.seconds)
-    saved_s, form = seconds, "world model {percentage:3.0f}% {postfix}"
-    with tqdm(total=1000, mininterval=10, bar_format=form, disable=not processes.first) as bar:
+    saved_s = shown_s = seconds
+    with (
+        shown("world model", clock, processes.first) as show,
+        between_steps(clock, alone=processes.count == 1) as asked_to_stop,
+    ):
         while progress < 1:
             if (more := later()) is not None:
                 buckets, (main, *others) = more, (bucket.on(where) for bucket in more)
@@ -363,17 +373,19 @@ def fit(
             take_step(learner, training.ema_decay)
             progress, seconds = processes.agree(clock.progress, clock.seconds)
             losses[kind] = losses.get(kind, data_loss).lerp(data_loss, 0.02)
-            due = seconds - saved_s > 60 * training.save_minutes or progress >= 1
-            if clock.step % 50 and not due:
+            stop = asked_to_stop()
+            due = seconds - saved_s > 60 * training.save_minutes or progress >= 1 or stop
+            if seconds - shown_s < SHOW_S and not due:
                 continue
+            shown_s = seconds
             averages = {name: processes.mean(losses[name]) for name in training.shares if name in losses}
-            bar.n = int(1000 * progress)
-            told = " ".join(f"{name} {value:.4f}" for name, value in averages.items())
-            bar.set_postfix_str(f"step {clock.step} {told} left {clock.left_s / 60:.0f} min")
+            show(" ".join(f"{name} {value:.4f}" for name, value in averages.items()))
             run.metrics({f"loss_{k}": v for k, v in averages.items()} | {"frames": frames}, clock.step)
             if due:
                 saved_s = seconds
                 keep_it(averages, buckets)
+            if stop:
+                break
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simulator import flags
-from simulator.captioner import PRESETS, Captioner, Found, save_captioner
+from simulator.captioner import CONFIG, PRESETS, Captioner, Found, save_captioner
 from simulator.checkpoint import check_writable, code_version, fingerprint
 from simulator.clips import training_episodes
+from simulator.devices import device_named
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
 from simulator.sightings import ABSENT, ALL_KINDS, SEEN, UNCLEAR, SeenLatents, load_sightings
@@ -36,8 +37,8 @@ OCCLUDED = ALL_KINDS.index("occluder")
 @dataclass(frozen=True)
 class CaptionerTraining:
     frames_a_step: int = 128  # so many single frames, or fewer clips of some
-    steps: int = 100_000  # at most
-    minutes: float = 8.0  # of training, at most
+    steps: int = 100_000  # at most; 0: any number
+    minutes: float = 8.0  # of training, at most; 0: any number
     matrix_rate: float = 3e-3  # Muon's learning rate
     other_rate: float = 2e-3  # AdamW's learning rate
     latent_noise: float = 0.15  # standard deviation; what video files and dreams do to latents
@@ -141,11 +142,12 @@ def train_captioner(
     """Train the captioner on recorded episodes of the reference worlds."""
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
-    training = CaptionerTraining(**{**asdict(TRAININGS[preset]), **changes})
+    training = replace(TRAININGS[preset], **flags.bounds(minutes, steps))
     check_writable(out)
+    if (out / CONFIG).exists():
+        raise ValueError(f"--out {out} holds a captioner already ({CONFIG}); give another --out")
     torch.manual_seed(seed)
-    rng, where = np.random.default_rng(seed), torch.device(device)
+    rng, where = np.random.default_rng(seed), device_named(device)
     encoder = load_tokenizer(tokenizer, where)
     version = fingerprint(tokenizer / TOKENIZER_WEIGHTS)
     model = Captioner(PRESETS[preset].of(encoder.config.channels)).to(where)

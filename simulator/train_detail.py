@@ -8,9 +8,8 @@ with `orrery train world --start-from`: nothing here has told the layers that le
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,15 +25,18 @@ from tqdm import tqdm
 
 from simulator import flags
 from simulator.batches import TRAININGS, Batch, WorldTraining, make_batch, text_room, with_large_steps
-from simulator.checkpoint import CONFIG, as_config, check_writable, read_json
+from simulator.checkpoint import CONFIG, as_config, check_new, check_writable, read_json
 from simulator.detail import Grid
+from simulator.devices import device_named
 from simulator.distributed import Processes, load_run
 from simulator.flow import add_noise
 from simulator.grow import started
+from simulator.interrupts import between_steps
 from simulator.job import Job, check_same_kind, fitted, load_together
 from simulator.latents import LatentEpisodes
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
+from simulator.progress import SHOW_S, shown
 from simulator.tracking import tracked_run
 from simulator.train import COMPILING, RESUME, guess, keep
 from simulator.train_tokenizer import load_tokenizer
@@ -53,6 +55,7 @@ CHANGES: dict[str, Any] = {
     "micro_batches": 1,
 }
 POOL = 40_000  # frames of which the layers' words are kept: about 1 GB of the shipped model
+MINUTES = 15.0  # of training, where nothing is asked
 VISITS = 7  # of each of them
 BATCH = 512  # frames in a step
 
@@ -78,8 +81,10 @@ def train_detail(
     start_from: Annotated[Path, tyro.conf.arg(help="world model to train further, of this tokenizer")],
     out: Annotated[Path, tyro.conf.arg(help="run folder to write: a whole world model")],
     preset: Annotated[str, tyro.conf.arg(help="of the batches: " + ", ".join(TRAININGS))] = "small",
-    minutes: Annotated[float, tyro.conf.arg(help="training time")] = 15.0,
-    steps: Annotated[int, tyro.conf.arg(help="training steps at most")] = 1_000_000,
+    minutes: Annotated[
+        float | None, tyro.conf.arg(help=f"training time; {MINUTES:.0f} where --steps is not given either")
+    ] = None,
+    steps: Annotated[int | None, tyro.conf.arg(help="training steps; with --minutes, at most")] = None,
     save_minutes: Annotated[float, tyro.conf.arg(help="between checkpoints")] = 5.0,
     world_weights: flags.WorldWeights = (),
     sweep_weights: flags.SweepWeights = (),
@@ -97,6 +102,8 @@ def train_detail(
     if pool < BATCH:
         raise ValueError(f"--pool must be at least a step's {BATCH} frames, got {pool}")
     check_writable(out)
+    if not resume:
+        check_new(out, CONFIG, RESUME)
     torch.manual_seed(seed)
     source = start_from / CONFIG
     config = as_config(TransformerConfig, read_json(source).get("transformer", {}), source)
@@ -108,15 +115,14 @@ def train_detail(
     training = replace(
         TRAININGS[preset],
         **CHANGES,
-        minutes=minutes,
-        steps=steps,
+        **flags.bounds(MINUTES if minutes is None and steps is None else minutes, steps),
         save_minutes=save_minutes,
         world_weights=world_weights,
         sweep_weights=sweep_weights,
         picture_weights=picture_weights,
     )
     job = Job(data, tokenizer, out, config, training, seed, resume, compile, False, start_from)
-    processes, where = Processes(), torch.device(device)
+    processes, where = Processes(), device_named(device)
     encoder = load_tokenizer(tokenizer, where)
     buckets = load_together(job, encoder, processes).buckets()
     job = fitted(job, buckets[0])
@@ -124,8 +130,9 @@ def train_detail(
     learner = start(job, where)
     if resume:
         load_run(out / RESUME, learner, processes)
-    else:
-        shutil.rmtree(out / RESUME, ignore_errors=True)
+        if learner.clock.progress >= 1:
+            print(learner.clock.finished(out), file=sys.stderr)
+            return 0
     out.mkdir(parents=True, exist_ok=True)
     with tracked_run("orrery-detail", out.name, track) as run:
         for averages in fit(learner, buckets[0].on(where), job, pool):
@@ -149,30 +156,35 @@ def fit(
 ) -> Iterator[dict[str, float]]:
     """The loop: look at a pool of frames, then visit it in random order. Yields the mean loss when it is time
     to save, between pools; what a pool draws depends on the seed and the step alone."""
-    clock, training, mean = learner.clock, job.training, float("nan")
+    clock, training = learner.clock, job.training
     quick = torch.compile(error_of, dynamic=False, options=COMPILING) if job.compiled else error_of
-    saved_s, form = clock.seconds, "detail {percentage:3.0f}% {postfix}"
-    with tqdm(total=1000, mininterval=10, bar_format=form) as bar:
-        while clock.progress < 1:
+    mean: Tensor | None = None  # read where it is shown: reading waits for the GPU
+    saved_s = shown_s = clock.seconds
+    progress, stop = clock.progress, False
+    with shown("detail", clock) as show, between_steps(clock) as asked_to_stop:
+        while progress < 1 and not stop:
             rng = np.random.default_rng([job.seed, clock.step])
-            pool = look(learner, data, training, size, rng)
+            pool = look(learner, data, training, size, rng, asked_to_stop)
             order = np.concatenate([rng.permutation(size) for _ in range(VISITS)])
             for which in torch.from_numpy(order).split(BATCH)[: len(order) // BATCH]:
-                set_rates(learner.optimizers, rate_factor(clock.progress))
+                if stop := asked_to_stop():
+                    break
+                set_rates(learner.optimizers, rate_factor(progress))
                 with fast_precision(pool.grid.device):
                     error = quick(learner.model, pool.rows(which.to(pool.grid.device)))
                 error.backward()
                 take_step(learner, training.ema_decay)
-                now = float(error.detach())
-                mean = now if math.isnan(mean) else 0.98 * mean + 0.02 * now
-                if clock.step % 10 == 0:
-                    bar.n = int(1000 * clock.progress)
-                    bar.set_postfix_str(f"step {clock.step} {mean:.4f} left {clock.left_s / 60:.0f} min")
-                if clock.progress >= 1:
+                now = error.detach()
+                mean = now if mean is None else mean.lerp(now, 0.02)
+                progress, seconds = clock.progress, clock.seconds
+                if seconds - shown_s >= SHOW_S or progress >= 1:
+                    shown_s = seconds
+                    show(f"loss {float(mean):.4f}")
+                if progress >= 1:
                     break
-            if clock.seconds - saved_s > 60 * training.save_minutes or clock.progress >= 1:
+            if clock.seconds - saved_s > 60 * training.save_minutes or progress >= 1 or stop:
                 saved_s = clock.seconds
-                yield {"detail": mean}
+                yield {} if mean is None else {"detail": float(mean)}
 
 
 def error_of(model: Transformer, pool: Pool) -> Float[Tensor, ""]:
@@ -190,13 +202,15 @@ def look(
     training: WorldTraining,
     size: int,
     rng: np.random.Generator,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Pool:
-    """What the layers say of `size` frames, of all kinds of batch, in bfloat16."""
+    """What the layers say of `size` frames, or of fewer if that is `enough`, of all kinds of batch, in
+    bfloat16."""
     kinds, parts, frames = training.shares, [], 0
     room, window = text_room(data), learner.model.config.window
     where = data.latents.device
     with tqdm(total=size, desc="looking", unit="frame", mininterval=5, leave=False) as bar:
-        while frames < size:
+        while frames < size and not (frames and enough()):
             kind = str(rng.choice([*kinds], p=[*kinds.values()]))
             batch = make_batch(data, training, kind, window, room, rng)
             with fast_precision(where):

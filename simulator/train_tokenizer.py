@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,6 +25,7 @@ from simulator.background import beside
 from simulator.checkpoint import (
     CONFIG,
     as_config,
+    check_new,
     check_writable,
     code_version,
     load_learner,
@@ -35,9 +37,12 @@ from simulator.checkpoint import (
     write_json,
 )
 from simulator.clips import read_frames, training_episodes
+from simulator.devices import device_named
+from simulator.interrupts import between_steps
 from simulator.metrics import psnr
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
+from simulator.progress import SHOW_S, shown
 from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from simulator.tracking import Run, tracked_run
 from simulator.video import to_uint8, to_unit, write_image
@@ -45,14 +50,15 @@ from simulator.video import to_uint8, to_unit, write_image
 WEIGHTS = "tokenizer.safetensors"
 RESUME = "tokenizer.resume.pt"
 CLIP_STEPS = 4
+SAVE_S = 120.0  # between checkpoints
 FOLLOW_S = 60.0  # between readings of other episodes
 
 
 @dataclass(frozen=True)
 class TokenizerTraining:
     batch: int = 24  # clips a step
-    steps: int = 200_000  # at most
-    minutes: float = 20.0  # of training, at most
+    steps: int = 200_000  # at most; 0: any number
+    minutes: float = 20.0  # of training, at most; 0: any number
     matrix_rate: float = 2e-3  # Muon's learning rate
     other_rate: float = 1e-3  # AdamW's learning rate
     latent_noise: float = 0.1  # greatest noise added to bounded latents
@@ -137,14 +143,14 @@ def save(out: Path, ema: Tokenizer, training: TokenizerTraining, clock: Clock, p
 
 def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
     """The tokenizer of a run folder (or of a world model's). Raises ValueError if missing or damaged."""
-    values = read_json(folder / CONFIG)
+    where, values = device_named(device), read_json(folder / CONFIG)
     if "tokenizer" not in values:
         raise ValueError(
             f"{folder / CONFIG} has no tokenizer; give the folder of `orrery train tokenizer --out`"
         )
     tokenizer = Tokenizer(as_config(TokenizerConfig, values["tokenizer"], folder / CONFIG))
     load_weights(folder / WEIGHTS, tokenizer)
-    return tokenizer.to(device).eval().requires_grad_(False)
+    return tokenizer.to(where).eval().requires_grad_(False)
 
 
 def train_tokenizer(
@@ -186,26 +192,29 @@ def train_tokenizer(
         raise ValueError("--start-from trains all of a tokenizer, --finish-decoder its decoder; give one")
     if source and time_factor is not None:
         raise ValueError(f"--time-factor is that of the tokenizer in {source}; leave it out")
-    changes = {name: value for name, value in (("minutes", minutes), ("steps", steps)) if value is not None}
-    training = replace(TRAININGS[preset], **changes)
+    training = replace(TRAININGS[preset], **flags.bounds(minutes, steps))
     training = replace(training, batch=max(1, round(training.batch * batch_scale)))
     check_writable(out)
+    if not resume:
+        check_new(out, CONFIG, RESUME)
     torch.manual_seed(seed)
-    rng, where = np.random.default_rng(seed), torch.device(device)
+    where = device_named(device)
     config = PRESETS[preset] if time_factor is None else replace(PRESETS[preset], time_factor=time_factor)
     model = Tokenizer(config).to(where)
     if source is not None:
         model = load_tokenizer(model_folder(source), where).train().requires_grad_(True)
         model.encoder.requires_grad_(finish_decoder is None)
     needed = (training.memory_frames, CLIP_STEPS * model.config.time_factor)
-    frames = load_frames(data, *needed, rng)
+    frames = load_frames(data, *needed, np.random.default_rng(seed))
     model.check_size(*frames.pixels.shape[1:3])
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
     average = copy.deepcopy(model).requires_grad_(False)
     learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
     if resume:
         load_learner(out / RESUME, learner)
-        rng = np.random.default_rng([seed, learner.clock.step])
+        if learner.clock.progress >= 1:
+            print(learner.clock.finished(out), file=sys.stderr)
+            return 0
     out.mkdir(parents=True, exist_ok=True)
     read = partial(load_frames, data, *needed, np.random.default_rng([seed, 1]), progress=False)
     with (
@@ -213,7 +222,7 @@ def train_tokenizer(
         beside(read, FOLLOW_S if follow else None) as later,
     ):
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(learner, frames, training, rng, out, run, compile, later)
+        fit(learner, frames, training, seed, out, run, compile, later)
     return 0
 
 
@@ -221,42 +230,55 @@ def fit(
     learner: Learner[Tokenizer],
     frames: Frames,
     training: TokenizerTraining,
-    rng: np.random.Generator,
+    seed: int,
     out: Path,
     run: Run,
     compiled: bool,
     later: Callable[[], Frames | None],
 ) -> None:
-    """The loop. Saves every few minutes, so that a killed run goes on with `--resume`."""
+    """The loop. Saves every few minutes, so that a killed run goes on with `--resume`, as it would have:
+    what a step draws depends on the seed and the step alone."""
     model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
     length = 1 + (CLIP_STEPS - 1) * model.config.time_factor
     core = torch.compile(reconstruct) if compiled else reconstruct
-    saved_s = clock.seconds
-    with tqdm(total=1000, mininterval=5, bar_format="tokenizer {percentage:3.0f}% {postfix}") as bar:
-        while clock.progress < 1:
+    saved_s = shown_s = clock.seconds
+    progress, stop = clock.progress, False
+    with shown("tokenizer", clock) as show, between_steps(clock) as asked_to_stop:
+        while progress < 1 and not stop:
+            rng = np.random.default_rng([seed, clock.step])
             frames = later() or frames
             video = to_unit(frames.clips(rng, training.batch, length), where)
-            noise_scale = training.latent_noise * torch.from_numpy(rng.random((training.batch, 1, 1, 1, 1)))
-            set_rates(learner.optimizers, rate_factor(clock.progress))
+            noise = draw_noise(model.config, video, training.latent_noise, rng)
+            set_rates(learner.optimizers, rate_factor(progress))
             with fast_precision(where):
-                output = core(model, video, noise_scale.float().to(where))
+                output = core(model, video, noise)
             loss = reconstruction_loss(output, video)
             loss.backward()
             take_step(learner, training.ema_decay)
-            if clock.step % 50 == 0:
-                bar.n = int(1000 * clock.progress)
-                left = f"left {clock.left_s / 60:.1f} min"
-                bar.set_postfix_str(f"step {clock.step} loss {loss.item():.4f} {left}")
+            progress, seconds, stop = clock.progress, clock.seconds, asked_to_stop()
+            due = seconds - saved_s > SAVE_S or progress >= 1 or stop
+            if seconds - shown_s >= SHOW_S or due:
+                shown_s = seconds
+                show(f"loss {loss.item():.4f}")
                 run.metrics({"loss": loss.item(), "frames": clock.step * training.batch * length}, clock.step)
-            if clock.seconds - saved_s > 120 or clock.progress >= 1:
-                saved_s = clock.seconds
+            if due:
+                saved_s = seconds
                 keep(learner, frames, training, out, run)
 
 
-def reconstruct(model: Tokenizer, video: Tensor, noise_scale: Tensor) -> Tensor:
-    latents = model.encode_bounded(video)
-    output, _ = model.decode_bounded(latents + noise_scale * torch.randn_like(latents))
+def draw_noise(config: TokenizerConfig, video: Tensor, most: float, rng: np.random.Generator) -> Tensor:
+    """Noise for a batch's latents: each clip's of its own strength, uniform up to `most`."""
+    clips, _, _, height, width = video.shape
+    size = (CLIP_STEPS, config.channels, height // config.space_factor, width // config.space_factor)
+    generator = torch.Generator(video.device).manual_seed(int(rng.integers(2**62)))
+    noise = torch.randn((clips, *size), generator=generator, device=video.device)
+    scale = (most * rng.random((clips, 1, 1, 1, 1))).astype(np.float32)
+    return torch.from_numpy(scale).to(video.device) * noise
+
+
+def reconstruct(model: Tokenizer, video: Tensor, noise: Tensor) -> Tensor:
+    output, _ = model.decode_bounded(model.encode_bounded(video) + noise)
     return output[:, model.config.time_factor - 1 :]
 
 

@@ -31,6 +31,7 @@ from simulator.canvas import (
 )
 from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
 from simulator.conditions import Conditioner, led_by
+from simulator.devices import device_named
 from simulator.flow import Levels, add_noise
 from simulator.memory import check_attention
 from simulator.origin import Origin
@@ -94,11 +95,10 @@ class WorldModel:
 
         Raises ValueError if the folder, its config or its weights are missing, damaged or not safetensors.
         """
-        folder = model_folder(name_or_path)
+        folder, where = model_folder(name_or_path), device_named(device)
         if not folder.is_dir():
             raise ValueError(
-                f"checkpoint {name_or_path} is not a folder; "
-                "give 'default' or a folder of `orrery train world`"
+                f"checkpoint {name_or_path} is not a folder; give 'default' or one of `orrery train world`"
             )
         values = read_json(folder / CONFIG)
         for key in ("tokenizer", "transformer", "world_model"):
@@ -109,12 +109,12 @@ class WorldModel:
         config = as_config(WorldModelConfig, values["world_model"], folder / CONFIG)
         transformer = Transformer(as_config(TransformerConfig, values["transformer"], folder / CONFIG))
         load_weights(folder / WEIGHTS, transformer)
-        transformer.to(device).requires_grad_(False)
+        transformer.to(where).requires_grad_(False)
         origins = {
             name: as_config(Origin, value, folder / CONFIG)
             for name, value in values.get("origins", {}).items()
         }
-        return WorldModel(config, load_tokenizer(folder, device), transformer, origins)
+        return WorldModel(config, load_tokenizer(folder, where), transformer, origins)
 
     @property
     def device(self) -> torch.device:

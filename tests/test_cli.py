@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import orrery
 
@@ -97,6 +98,11 @@ def test_options_that_do_not_parse_give_one_line(words, capsys, monkeypatch):
         ),
         (KeyboardInterrupt(), 130, "orrery: interrupted\n"),
         (
+            KeyboardInterrupt("interrupted at step 7; --resume"),
+            130,
+            "orrery: interrupted at step 7; --resume\n",
+        ),
+        (
             ModuleNotFoundError("no", name="open3d"),
             2,
             "orrery: open3d is not installed; pip install 'orrery[recon3d]'\n",
@@ -145,3 +151,24 @@ def test_targets_name_existing_functions():
     for command in orrery.COMMANDS.values():
         module, function = command.target.split(":")
         assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cuda"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train tokenizer --data no --out no",
+        "train world --data no --tokenizer no --out no",
+        "train captioner --data no --tokenizer no --out no",
+        "generate anything -o no.mp4",
+        "eval default --data no",
+        f"caption {ROOT}/notebooks/pictures/scaling.png",
+        "bench",
+    ],
+)
+def test_a_device_that_is_not_there_gives_one_line_before_any_work(words, device, capsys):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert call(*words.split(), "--device", device) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("orrery: --device ") and device in said

@@ -88,6 +88,32 @@ def test_bad_requests_are_named_in_one_line(changes, words, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({"env_id": "envs:orrery/Lab-v0"}, "orrery/Lab-v0 of 32x32 pixels, frames a step: 1"),
+        ({"width": 48}, "orrery/Orbit-v0 of 32x48 pixels, frames a step: 1"),
+        ({"frames_per_step": 2}, "orrery/Orbit-v0 of 32x32 pixels, frames a step: 2"),
+        ({"env_id": "CartPole-v1", "policy": "random"}, "CartPole-v1 of 32x32 pixels, frames a step: 1"),
+    ],
+)
+@pytest.mark.parametrize("episodes", [2, 5])
+def test_a_folder_holds_episodes_of_one_kind(recorded, tmp_path, changes, asked, episodes):
+    shutil.copy(list_episodes(recorded)[0], tmp_path)
+    held = "holds episodes of orrery/Orbit-v0 of 32x32 pixels, frames a step: 1"
+    request = {"env_id": "orrery/Orbit-v0", "episodes": episodes, "out": tmp_path, **SMALL, **changes}
+    with pytest.raises(ValueError, match=f"{held} .*, not of {asked}; give another --out"):
+        record(**request)
+    assert len(list_episodes(tmp_path)) == 1 and not (tmp_path / "episodes.jsonl").exists()
+
+
+def test_a_folder_inside_may_hold_episodes_of_another_kind(recorded, tmp_path):
+    (tmp_path / "inside").mkdir()
+    shutil.copy(list_episodes(recorded)[0], tmp_path / "inside")
+    assert record("orrery/Lab-v0", 1, tmp_path, **SMALL) == 0
+    assert len(list_episodes(tmp_path)) == 2
+
+
 def test_evaluation_episodes_carry_the_exact_depth_of_every_frame():
     recording = Recording("envs:orrery/Lab-v0", ".", "scripted", 3, 32, 32, depth=True)
     with recording.make() as env:

@@ -213,7 +213,7 @@ def test_a_killed_worker_resumes_and_ends_where_an_undisturbed_run_ends(tmp_path
                 "--preset",
                 "tiny",
             ),
-            *("--tokenizer", tmp_path / "tokenizer", "--out", out, "--steps", "5", "--minutes", "0"),
+            *("--tokenizer", tmp_path / "tokenizer", "--out", out, "--steps", "5"),
             *("--micro-batches", "2", "--save-minutes", "0", "--no-track"),
         ]
         log, root = (tmp_path / f"{out.name}.log").open("w"), Path(__file__).parents[1]

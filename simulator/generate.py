@@ -176,6 +176,17 @@ def expanded_shots(prompt: str, world: str | None, seed: int) -> str:
     return told[0] if len(told) == 1 else " ".join(f"shot {k}: {text}" for k, text in enumerate(told, 1))
 
 
+def check_flags(counts: dict[str, int | None], seed: int, level: float | None, task: Task | None) -> None:
+    """Raises ValueError for flags that say nothing."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {seed}")
+    if level is not None and task not in ("edit", "blend", "upscale"):
+        raise ValueError(f"--level goes with --task edit, blend or upscale, got {task}")
+
+
 def generate(
     prompt: Annotated[
         tyro.conf.Positional[str],
@@ -225,13 +236,7 @@ def generate(
     suffixes = IMAGE_SUFFIXES if still else WRITTEN_SUFFIXES
     if output.suffix.lower() not in suffixes:
         raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {frames}")
-    for name, value in (("frames", frames), ("scale", scale), ("height", height), ("width", width)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if seed < 0:
-        raise ValueError(f"--seed must be 0 or more, got {seed}")
-    if level is not None and task not in ("edit", "blend", "upscale"):
-        raise ValueError(f"--level goes with --task edit, blend or upscale, got {task}")
+    check_flags({"frames": frames, "scale": scale, "height": height, "width": width}, seed, level, task)
     check_writable(output.parent)
     clips, rates = read_clips(image, video, height, width, task)
     model = WorldModel.load(checkpoint, device)
@@ -250,8 +255,7 @@ def generate(
         write_image(output, made[0], scale=scale)
     else:
         fps = model.frames_per_step / model.time_step_s
-        for rate in rates:
-            if abs(rate - fps) > 0.01:
-                print(f"{rate:g} frames a second are played at the model's {fps:g}", file=sys.stderr)
+        for rate in rates - {fps}:
+            print(f"{rate:g} frames a second are played at the model's {fps:g}", file=sys.stderr)
         write_video(output, chosen.joined(made), fps, scale=scale)
     return 0

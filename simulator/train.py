@@ -193,22 +193,9 @@ def train(
     seed: int = 0,
     resume: flags.Resume = False,
     follow: flags.Follow = False,
-    start_from: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            help="world model to train further ('default': the shipped one), of this tokenizer; a larger "
-            "preset grows it"
-        ),
-    ] = None,
-    other_worlds: Annotated[
-        bool, tyro.conf.arg(help="--start-from knows other worlds: keep all but what it knows of those")
-    ] = False,
-    other_latents: Annotated[
-        bool,
-        tyro.conf.arg(
-            help="--start-from read another tokenizer, such as --tokenizer before its last training"
-        ),
-    ] = False,
+    start_from: flags.StartFrom = None,
+    other_worlds: flags.OtherWorlds = False,
+    other_latents: flags.OtherLatents = False,
     only_across: flags.OnlyAcross = False,
     compile: flags.Compile = False,
     track: flags.Track = True,

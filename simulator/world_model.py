@@ -372,8 +372,8 @@ class WorldModel:
         """
         asked = (len(state.seeds), self.frames_per_step, state.height, state.width, 3)
         if frames.shape != asked or frames.dtype != np.uint8:
-            what = f"{frames.dtype} of shape {frames.shape}"
-            raise ValueError(f"frames of one observed step must be uint8 of shape {asked}, got {what}")
+            got = f"{frames.shape} of {frames.dtype}"
+            raise ValueError(f"frames of one observed step must be of shape {asked} and uint8, got {got}")
         conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None]))
         latents = self.tokenizer.encode_stream(to_unit(frames, self.device), start=False)
         state = self._made(self._settled(state), conditions, latents)

@@ -93,7 +93,7 @@ def test_pixels_of_another_type_are_refused_where_nothing_checks_types():
     assert "must be uint8 of shape (t, h, w, 3), got float64" in floats
     assert "got uint8 of shape (2, 64, 64, 1)" in grey
     assert "needs 2 actions, got 2 ((2,))" in flat
-    assert "must be uint8 of shape (1, 1, 64, 64, 3), got float64" in seen
+    assert "must be of shape (1, 1, 64, 64, 3) and uint8, got (1, 1, 64, 64, 3) of float64" in seen
 
 
 def test_a_canvas_that_this_model_cannot_make_is_refused_before_any_work(model: WorldModel):

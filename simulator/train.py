@@ -38,6 +38,7 @@ from simulator.batches import (
 )
 from simulator.checkpoint import (
     CONFIG,
+    as_config,
     check_new,
     check_writable,
     code_version,
@@ -126,6 +127,8 @@ def save(
     """A whole world model in `out`: both networks' weights and one config that says how they were made."""
     tokenizer, data = read_json(tokenizer_folder / CONFIG), buckets[0]
     config = WorldModelConfig(data.worlds, data.action_sizes, data.height, data.width)
+    if start_from is not None:
+        config = sampled_as(config, start_from)
     save_weights(out / WEIGHTS, ema)
     if not (out / TOKENIZER_WEIGHTS).exists():
         shutil.copy(tokenizer_folder / TOKENIZER_WEIGHTS, out / TOKENIZER_WEIGHTS)
@@ -148,6 +151,15 @@ def save(
             },
         },
     )
+
+
+def sampled_as(config: WorldModelConfig, start_from: Path) -> WorldModelConfig:
+    """The config with the sampler of the model that was trained further, where it is of the same worlds."""
+    source = start_from / CONFIG
+    theirs = as_config(WorldModelConfig, read_json(source)["world_model"], source)
+    if theirs.worlds != config.worlds:
+        return config
+    return replace(theirs, height=config.height, width=config.width)
 
 
 def preview(out: Path, model: WorldModel, data: LatentEpisodes, tokenizer: Tokenizer, run: Run) -> None:

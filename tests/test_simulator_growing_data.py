@@ -16,6 +16,7 @@ from simulator.clips import Episode, training_episodes, write_episode
 from simulator.latents import Library, load_latents
 from simulator.train import train
 from simulator.train_tokenizer import load_tokenizer, train_tokenizer
+from simulator.world_model import WorldModel
 
 
 def blinking(seed: int, size: int = 32, env_id: str = "test/Blink-v0") -> Episode:
@@ -119,7 +120,10 @@ def test_a_tokenizer_trains_further_and_the_world_model_learns_its_new_latents(r
 def test_the_layers_across_frames_can_learn_alone(run: Path, tmp_path: Path):
     same = {"data": run / "data", "tokenizer": run / "tokenizer", "preset": "tiny", "track": False}
     train(**same, out=tmp_path / "world", steps=2)
+    config = tmp_path / "world" / "config.json"
+    config.write_text(config.read_text().replace('"sampler_steps": 4', '"sampler_steps": 2'))
     train(**same, out=tmp_path / "across", steps=2, start_from=tmp_path / "world", only_across=True)
+    assert WorldModel.load(tmp_path / "across").config.sampler_steps == 2  # as where it comes from
     first, now = (load_file(tmp_path / name / "world_model.safetensors") for name in ("world", "across"))
     changed = {name for name in first if not torch.equal(first[name], now[name])}
     assert "blocks.1.attention.queries.weight" in changed

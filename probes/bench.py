@@ -146,11 +146,10 @@ def bench(
             raise ValueError(f"--{name} must be at least 1, got {', '.join(map(str, values)) or 'nothing'}")
     if peer and what not in ("all", "peers"):
         raise ValueError(f"--peer goes with --what peers (or all), got --what {what}")
-    device_named(device)
-    before = os.getloadavg()[0]
+    where, before = device_named(device), os.getloadavg()[0]
     contestants: list[Contestant] = []
     if what in ("all", "dream"):
-        contestants += dream_contestants(WorldModel.load(checkpoint, device), steps, batch, seed)
+        contestants += dream_contestants(WorldModel.load(checkpoint, where), steps, batch, seed)
     if what == "peers" or (what == "all" and peer):
         grid = (sizes, rows, threads) if what == "peers" else ((64,), (1,), (1, 2))
         contestants += peer_contestants(WorldModel.load(checkpoint), peer, *grid, steps, seed)

@@ -34,6 +34,13 @@ MicroBatches = Annotated[
     int | None, arg(help="batches in a step, over all processes (default: one for each)")
 ]
 CheckpointActivations = Annotated[bool, arg(help="less memory for about a third more arithmetic")]
+StartFrom = Annotated[
+    Path | None,
+    arg(
+        help="world model to train further ('default': the shipped one), of this tokenizer; a larger preset "
+        "grows it"
+    ),
+]
 OnlyAcross = Annotated[
     bool,
     arg(help="train only the layers that look across frames: --start-from's pictures stay as sharp"),

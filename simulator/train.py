@@ -193,13 +193,7 @@ def train(
     seed: int = 0,
     resume: flags.Resume = False,
     follow: flags.Follow = False,
-    start_from: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            help="world model to train further ('default': the shipped one), of this tokenizer; a larger "
-            "preset grows it"
-        ),
-    ] = None,
+    start_from: flags.StartFrom = None,
     other_worlds: Annotated[
         bool, tyro.conf.arg(help="--start-from knows other worlds: keep all but what it knows of those")
     ] = False,

@@ -47,10 +47,6 @@ OtherWorlds = Annotated[
 OtherLatents = Annotated[
     bool, arg(help="--start-from read another tokenizer, such as --tokenizer before its last training")
 ]
-OnlyAcross = Annotated[
-    bool,
-    arg(help="train only the layers that look across frames: --start-from's pictures stay as sharp"),
-]
 Follow = Annotated[bool, arg(help="episodes recorded meanwhile join; what is drawn then depends on when")]
 Resume = Annotated[bool, arg(help="go on with the run in --out")]
 Compile = Annotated[bool, arg(help="torch.compile: faster after minutes, needs a C++ compiler")]

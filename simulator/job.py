@@ -39,7 +39,6 @@ class Job:
     other_worlds: bool = False  # than that model's
     other_latents: bool = False  # than those that it learnt on
     follow: bool = False  # what is recorded meanwhile
-    only_across: bool = False  # frames: the other layers stay as they are
 
     @property
     def goes_on(self) -> bool:
@@ -107,10 +106,6 @@ def start(job: Job, where: torch.device, processes: Processes) -> Learner[Transf
     source = job.start_from
     first = partial(started, source, job.config, job.other_worlds) if source else None
     model = build(job.config, where, processes, first=first)
-    if job.only_across:
-        model.requires_grad_(False)
-        for block in model.blocks:
-            block.requires_grad_(bool(block.full))
     average = build(job.config, where, processes, trained=False)
     ema_update(average, model, 0.0)
     economise(model, recomputed=job.recomputed, compiled=job.compiled and processes.count > 1)

@@ -208,7 +208,6 @@ def train(
     start_from: flags.StartFrom = None,
     other_worlds: flags.OtherWorlds = False,
     other_latents: flags.OtherLatents = False,
-    only_across: flags.OnlyAcross = False,
     compile: flags.Compile = False,
     track: flags.Track = True,
     device: str = "cpu",
@@ -237,15 +236,10 @@ def train(
         if not (resume or processes.restarts):
             check_new(out, CONFIG, RESUME)
         source, encoder = start_from and model_folder(start_from), model_folder(tokenizer)
-        if only_across and start_from is None:
-            raise ValueError(
-                "--only-across leaves most layers as they are; give --start-from a trained model"
-            )
         if follow and processes.count > 1:
             raise ValueError("--follow is for one process: several would not see new episodes at once")
         kept = (seed, resume, compile, checkpoint_activations)
-        how = (other_worlds, other_latents, follow, only_across)
-        job = Job(data, encoder, out, config, training, *kept, source, *how)
+        job = Job(data, encoder, out, config, training, *kept, source, other_worlds, other_latents, follow)
         return train_together(job, processes, where, track)
 
 

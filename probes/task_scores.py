@@ -166,6 +166,8 @@ def text_to_image(held: Held, times: int = 1) -> list[Pair]:
     """Share of the colours that the prompt names which the checker finds in a picture of so many times the
     model's own size; beside it the next prompt's."""
     pairs, episodes = [], [e for e in held.short(("Orbit",)) if parse(e.prompt).things]
+    if not episodes:
+        return pairs
     size, own = size_of(held.model, times), size_of(held.model)
     pictures = [
         made(held, canvas.text_to_video(e.prompt, 1, world="Orbit", **size), e.seed) for e in episodes

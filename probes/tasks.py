@@ -150,7 +150,13 @@ def tasks(
     for path in (out, image):
         if path is not None:
             check_writable(path.parent)
-    held = Held(WorldModel.load(checkpoint, device), held_out_by_size(data), episodes, Checker.load())
+    model = WorldModel.load(checkpoint, device)
+    if lacking := [world for world in ("Orbit", "Room") if world not in model.worlds]:
+        raise ValueError(
+            f"tasks are judged in Orbit and Room, and {checkpoint} knows no {lacking[0]}; "
+            "`orrery eval` judges dreams of any world"
+        )
+    held = Held(model, held_out_by_size(data), episodes, Checker.load())
     rows, strips = [], []
     for name in tqdm([name for name in TASKS if name in (only or TASKS)], desc="tasks", mininterval=2):
         held.shown.clear()

@@ -9,6 +9,7 @@ import pytest
 from envs.record import record
 from probes.task_scores import TASKS, Task
 from probes.tasks import half_width, row_of, table, tasks
+from simulator.checkpoint import PRETRAINED
 from simulator.clips import list_episodes, read_episode
 from simulator.drift import drifts
 from simulator.drift import table as drift_table
@@ -36,6 +37,21 @@ def test_no_episodes_is_cannot_judge_and_says_what_is_needed():
     row = row_of("128x128", TASKS["128x128"], [])
     assert row.verdict == "cannot judge" and np.isnan(row.score)
     assert "needs episodes" in table([row]) and np.isnan(half_width(np.ones(1)))
+
+
+def test_recordings_of_one_world_alone_leave_the_others_tasks_unjudged(held: Path, capsys):
+    tasks("default", held / "Room-64", only=("text to image", "extend"), episodes=2)
+    judged = {line.split(" | ")[0][2:]: line for line in capsys.readouterr().out.splitlines()[2:]}
+    assert "cannot judge" in judged["text to image"] and "beat" in judged["extend"]
+
+
+def test_a_model_of_other_worlds_is_refused(tmp_path: Path):
+    for path in PRETRAINED.glob("*.safetensors"):
+        (tmp_path / path.name).symlink_to(path)
+    config = (PRETRAINED / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"Orbit"', '"CartPole"'))
+    with pytest.raises(ValueError, match="judged in Orbit and Room, and .* knows no Orbit"):
+        tasks(str(tmp_path), Path("held"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ the tokenizer's own reconstruction (what it cannot beat).
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -121,14 +122,19 @@ def compare(world: str, step: int, frame: int, seen, truth, dreamed, shuffled, r
         ssim=float(ssim(made, here).mean()),
         copy_ssim=float(ssim(first, here).mean()),
         changed_share=float(100 * changed.mean()),
-        changed_psnr=float(np.nanmean(psnr(made, here, changed))),
-        changed_copy=float(np.nanmean(psnr(first, here, changed))),
+        changed_psnr=mean_of_some(psnr(made, here, changed)),
+        changed_copy=mean_of_some(psnr(first, here, changed)),
         seen_share=float(100 * seen.mean()) if seen.any() else float("nan"),
-        seen_psnr=float(np.nanmean(psnr(made, here, seen))) if seen.any() else float("nan"),
-        seen_copy=float(np.nanmean(psnr(first, here, seen))) if seen.any() else float("nan"),
+        seen_psnr=mean_of_some(psnr(made, here, seen)),
+        seen_copy=mean_of_some(psnr(first, here, seen)),
         sharpness=float(sharpness(made, here).mean()),
         shuffled=ratio,
     )
+
+
+def mean_of_some(values: Float[np.ndarray, " n"]) -> float:
+    """The mean of those that are numbers; NaN where none is."""
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def seen_in(episode: Episode, first: int, frame: int) -> Bool[np.ndarray, "h w"]:
@@ -207,14 +213,14 @@ def fidelity_table(rows: list[Row]) -> str:
         "|---" * 17 + "|",
     ]
     for r in rows:
-        lines.append(
+        line = (
             f"| {r.world} ({r.episodes}) | {r.step} | {r.psnr:.2f} ± {r.interval:.2f} | {r.copy:.2f} "
             f"| {r.psnr - r.copy:+.2f} | {r.ceiling:.1f} | {r.ssim:.3f} | {r.copy_ssim:.3f} "
             f"| {r.changed_share:.1f} | {r.changed_psnr:.2f} | {r.changed_copy:.2f} "
             f"| {r.changed_psnr - r.changed_copy:+.2f} | {r.seen_share:.0f} | {r.seen_psnr:.2f} "
-            f"| {r.seen_psnr - r.seen_copy:+.2f} | {r.sharpness:.2f} "
-            f"| {'' if np.isnan(r.shuffled) else f'{r.shuffled:.2f}'} |"
+            f"| {r.seen_psnr - r.seen_copy:+.2f} | {r.sharpness:.2f} | {r.shuffled:.2f} |"
         )
+        lines.append(re.sub(r"(± )?[+-]?nan", "", line))  # nothing to measure
     return "\n".join(lines)
 
 

@@ -50,7 +50,7 @@ def test_a_model_of_other_worlds_is_refused(tmp_path: Path):
         (tmp_path / path.name).symlink_to(path)
     config = (PRETRAINED / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"Orbit"', '"CartPole"'))
-    with pytest.raises(ValueError, match="judged in Orbit and Room, and .* knows no Orbit"):
+    with pytest.raises(ValueError, match=r"judged in Orbit and Room, and .* knows no Orbit"):
         tasks(str(tmp_path), Path("held"))
 
 

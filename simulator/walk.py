@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -101,11 +101,10 @@ def _told(model: Dreamer, canvas: Canvas, actions: Float[np.ndarray, "steps a"])
     undone = np.array(UNDONE[world]) if world in UNDONE and world not in model.origins else None
     if model.frames_per_step > 1:
         undone = None  # seen from its end, a clip is of other latent steps
-    legs, changes = [], [*(1 + np.flatnonzero(np.diff(known))), len(known)]
-    for first, after in zip([0, *changes], changes, strict=False):
-        if known[first]:
-            continue
-        from_before, from_after = first > 0, after < len(known)
+    legs, parts = [], _runs(known)
+    begun, ended = dict(parts), {after: first for first, after in parts}
+    for first, after in _runs(~known):
+        from_before, from_after = first in ended, after in begun
         if from_after and undone is None:
             return []
         between = from_before and from_after
@@ -113,14 +112,19 @@ def _told(model: Dreamer, canvas: Canvas, actions: Float[np.ndarray, "steps a"])
             continue
         end = (first + after - MEET) // 2 if between else after if from_before else first
         if from_before:
-            begins = max(np.flatnonzero(~known[:first]).max(initial=-1) + 1, first - LOOK_BACK)
-            legs.append(Leg(int(begins), actions[begins : end - 1], np.arange(begins + 1, end)))
+            begins = max(ended[first], first - LOOK_BACK)
+            legs.append(Leg(begins, actions[begins : end - 1], np.arange(begins + 1, end)))
         if from_after and undone is not None:
-            later = np.flatnonzero(~known[after:])
-            last = min(after + (later[0] if len(later) else len(known) - after), after + LOOK_BACK) - 1
-            views = np.arange(last - 1, (end + MEET if between else end) - 1, -1)
-            legs.append(Leg(int(last), (undone * actions[views]).astype(np.float32), views))
+            begins = min(begun[after], after + LOOK_BACK) - 1
+            views = np.arange(begins - 1, (end + MEET if between else end) - 1, -1)
+            legs.append(Leg(begins, (undone * actions[views]).astype(np.float32), views))
     return legs
+
+
+def _runs(mask: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
+    """Where the mask is true: the first of each run, and the one after its last."""
+    edges = np.flatnonzero(np.diff(np.pad(mask.astype(int), 1)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _sweep(model: Dreamer, canvas: Canvas) -> list[Leg]:
@@ -199,18 +203,17 @@ def meetings(canvas: Canvas, legs: list[Leg]) -> list[tuple[slice, Canvas]]:
         reached[leg.views[leg.views >= 0]] = True
     if canvas.closed:
         reached[-1] = True
-    parts, missing = [], np.flatnonzero(~reached)
-    for middle in np.split(missing, 1 + np.flatnonzero(np.diff(missing) > 1)):
-        if len(middle):
-            part = slice(
-                max(0, middle[0] - LOOK_BACK // 2), min(middle[-1] + 1 + LOOK_BACK // 2, len(reached))
-            )
-            level = np.where(reached, HELD, FREE).astype(np.float32)[part]
-            actions = None if canvas.actions is None else canvas.actions[part.start : part.stop - 1]
-            request = replace(
-                canvas, frames=canvas.frames[part], start_level=level, actions=actions, closed=False
-            )
-            parts.append((part, request))
+    parts = []
+    for first, after in _runs(~reached):
+        part = slice(max(0, first - LOOK_BACK // 2), min(after + LOOK_BACK // 2, len(reached)))
+        request = replace(
+            canvas,
+            frames=canvas.frames[part],
+            start_level=np.where(reached, HELD, FREE).astype(np.float32)[part],
+            actions=None if canvas.actions is None else canvas.actions[part.start : part.stop - 1],
+            closed=False,
+        )
+        parts.append((part, request))
     return parts
 
 

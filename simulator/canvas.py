@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -295,9 +296,9 @@ def upscale(
 
 
 def smaller(canvas: Canvas, trained: tuple[int, int], unit: int) -> Canvas | None:
-    """The same request for a draft, of at least half the height and width, in multiples of `unit` pixels.
-    None where pictures are not much larger than the trained height and width, or nothing is freer than a
-    draft leaves it."""
+    """The same request for a draft of a quarter of the pixels, or more, in multiples of `unit` pixels. None
+    where pictures are not much larger than the trained height and width, or nothing is freer than a draft
+    leaves it."""
     if not drafted(canvas, trained):
         return None
     size = canvas.frames.shape[1:3]
@@ -324,12 +325,13 @@ def check_size(height: int, width: int, unit: int) -> None:
 
 
 def _near(size: tuple[int, int], area: float, unit: int) -> tuple[int, int]:
-    """Multiples of `unit`, of nearly the same shape and nearly so many times the area: shape matters more."""
+    """Multiples of `unit`, of nearly the same shape and nearly so many times the area, but less than it:
+    shape matters more."""
     (height, width), found = size, []
-    for high in range(unit, height + 1, unit):
-        wide = max(1, round(high * width / height / unit)) * unit
-        stretched = abs(np.log(high * width / (wide * height)))
-        found.append((3 * stretched + abs(np.log(high * wide / (area * height * width))), high, wide))
+    for high, wide in product(range(unit, height + 1, unit), range(unit, width + 1, unit)):
+        smaller_by, stretched = high * wide / (height * width), abs(np.log(high * width / (wide * height)))
+        if smaller_by < 0.9:
+            found.append((3 * stretched + abs(np.log(smaller_by / area)), high, wide))
     return min(found)[1:]
 
 

@@ -53,6 +53,13 @@ class Conditioner:
         wide[..., : actions.shape[2]] = torch.from_numpy(np.asarray(actions, np.float32))
         return wide.to(self.device)
 
+    def check_actions(self, canvas: Canvas) -> None:
+        """Raises ValueError if the canvas tells actions that are not of its world's width."""
+        if canvas.actions is not None and (
+            canvas.world is None or canvas.actions.shape[1] != self.action_size(canvas.world)
+        ):
+            raise ValueError(f"actions of width {canvas.actions.shape[1]} do not fit world {canvas.world!r}")
+
     def of_canvas(self, canvas: Canvas, y: int, x: int) -> Conditions:
         n = len(canvas.start_level)
         most = self.config.shots
@@ -73,10 +80,6 @@ class Conditioner:
             torch.zeros(1, n, dtype=torch.bool, device=self.device),
         )
         if canvas.actions is not None:
-            if canvas.world is None or canvas.actions.shape[1] != self.action_size(canvas.world):
-                raise ValueError(
-                    f"actions of width {canvas.actions.shape[1]} do not fit world {canvas.world!r}"
-                )
             led = np.pad(canvas.actions, ((1, 0), (0, 0)))[None]
             nothing = nothing._replace(
                 actions=self.actions(led), actions_known=torch.arange(n, device=self.device)[None] > 0

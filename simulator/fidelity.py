@@ -220,7 +220,7 @@ def fidelity_table(rows: list[Row]) -> str:
             f"| {r.changed_psnr - r.changed_copy:+.2f} | {r.seen_share:.0f} | {r.seen_psnr:.2f} "
             f"| {r.seen_psnr - r.seen_copy:+.2f} | {r.sharpness:.2f} | {r.shuffled:.2f} |"
         )
-        lines.append(re.sub(r"(± )?[+-]?nan", "", line))  # nothing to measure
+        lines.append(re.sub(r"(± )?[+-]?\bnan\b", "", line))  # nothing to measure
     return "\n".join(lines)
 
 

@@ -232,7 +232,7 @@ def generate(
     device: str = "cpu",
 ) -> int:
     """Make a video, a picture or a camera sweep from words, or from clips and words."""
-    still = frames == 1 and not video
+    still = frames == 1 and not video and task in (None, "animate")
     suffixes = IMAGE_SUFFIXES if still else WRITTEN_SUFFIXES
     if output.suffix.lower() not in suffixes:
         raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {frames}")

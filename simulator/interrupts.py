@@ -1,5 +1,5 @@
 """Ctrl-C during training: the step is finished and the run saved before it stops, so that `--resume` goes on
-as if nothing had happened."""
+as if nothing had happened (`train detail`: on a fresh pool of frames)."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def between_steps(clock: Clock, alone: bool = True) -> Iterator[Callable[[], boo
         yield asked.is_set
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if asked.is_set():
+    if asked.is_set() and clock.progress < 1:
         raise KeyboardInterrupt(f"interrupted at step {clock.step}; --resume goes on from there")

@@ -304,8 +304,8 @@ def keep(
     with (out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), **averages}) + "\n")
     episodes = buckets[0]
-    config = WorldModelConfig(episodes.worlds, episodes.action_sizes, episodes.height, episodes.width)
-    preview(out, WorldModel(config, encoder, average, episodes.origins), episodes, encoder, run)
+    model = WorldModel.load(out, next(average.parameters()).device)
+    preview(out, model, episodes, encoder, run)
 
 
 def fit(

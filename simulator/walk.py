@@ -111,7 +111,7 @@ def _told(model: Dreamer, canvas: Canvas, actions: Float[np.ndarray, "steps a"])
         if between and after - first <= MEET:
             continue
         end = (first + after - MEET) // 2 if between else after if from_before else first
-        if from_before:
+        if from_before and end > first:
             begins = max(ended[first], first - LOOK_BACK)
             legs.append(Leg(begins, actions[begins : end - 1], np.arange(begins + 1, end)))
         if from_after and undone is not None:
@@ -185,7 +185,7 @@ def walked(
                     if view >= 0:
                         video[place(view)] = frames[0]
                 bar.update()
-    if canvas.closed:
+    if canvas.closed and not canvas.held[-1]:
         video[-1] = video[0]
     for part, request in meetings(canvas, legs):
         request = replace(request, frames=video[part])
@@ -203,9 +203,10 @@ def meetings(canvas: Canvas, legs: list[Leg]) -> list[tuple[slice, Canvas]]:
         reached[leg.views[leg.views >= 0]] = True
     if canvas.closed:
         reached[-1] = True
-    parts = []
-    for first, after in _runs(~reached):
-        part = slice(max(0, first - LOOK_BACK // 2), min(after + LOOK_BACK // 2, len(reached)))
+    parts, missing = [], _runs(~reached)
+    ends = [*(first for first, _ in missing[1:]), len(reached)]
+    for (first, after), end in zip(missing, ends, strict=False):
+        part = slice(max(0, first - LOOK_BACK // 2), min(after + LOOK_BACK // 2, end))
         request = replace(
             canvas,
             frames=canvas.frames[part],
@@ -214,6 +215,7 @@ def meetings(canvas: Canvas, legs: list[Leg]) -> list[tuple[slice, Canvas]]:
             closed=False,
         )
         parts.append((part, request))
+        reached[first:after] = True
     return parts
 
 

@@ -20,15 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simulator.cache import extended, first_frame_of
-from simulator.canvas import (
-    DRAFT_LEVEL,
-    Canvas,
-    check_size,
-    drafted,
-    from_draft,
-    smaller,
-    text_to_video,
-)
+from simulator.canvas import DRAFT_LEVEL, Canvas, check_size, drafted, from_draft, smaller, text_to_video
 from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
 from simulator.conditions import Conditioner, led_by
 from simulator.devices import device_named
@@ -223,6 +215,7 @@ class WorldModel:
         """Raises ValueError if `generate` cannot make this canvas: its size, its length or memory."""
         height, width = canvas.frames.shape[1:3]
         check_size(height, width, self._size_unit)
+        self.conditioner.check_actions(canvas)
         n, factor = len(canvas.start_level), self.frames_per_step
         if len(canvas.frames) != 1 + (n - 1) * factor:
             raise ValueError(f"latent steps of this model are {factor} frames each, after the first of 1")

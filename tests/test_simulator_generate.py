@@ -117,6 +117,17 @@ def test_drafts_keep_the_shape_of_the_picture(size: tuple[int, int]):
     assert 0.5 <= height * width / 64**2 <= 2
 
 
+@pytest.mark.parametrize("size", [(32, 272), (16, 528), (1040, 16), (64, 208), (2048, 2048)])
+def test_drafts_of_drafts_come_to_an_end(size: tuple[int, int]):
+    request, sizes = text_to_video(None, 1, height=size[0], width=size[1]), [size]
+    while (small := smaller(request, (64, 64), 16)) is not None:
+        request = small
+        sizes.append(small.frames.shape[1:3])
+    areas = [height * width for height, width in sizes]
+    assert len(areas) > 1 and areas == sorted(areas, reverse=True) and len(set(areas)) == len(areas)
+    assert areas[-1] <= 2 * 64**2
+
+
 def test_a_sweep_from_a_picture_is_timed(model: WorldModel):
     cameras = arc(4)
     request = image_to_video(NOISE[0], None, 4, world="Orbit", cameras=cameras)
@@ -147,6 +158,7 @@ def test_a_clip_of_another_frame_rate_is_said_to_play_at_the_models(tmp_path: Pa
         (["--seed", "-1"], "--seed must be 0 or more, got -1"),
         (["--level", "0.5"], "--level goes with --task edit, blend or upscale"),
         (["-o", "x.gif"], "must end in .mp4, .mov, .mkv, .avi"),
+        (["-o", "x.png", "--task", "extend", "--frames", "1"], "must end in .mp4"),
     ],
 )
 def test_flags_that_say_nothing_are_refused_before_any_work(flags, rule, capsys, monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ import torch
 from recon3d.cameras import Cameras, concatenate
 from recon3d.sweeps import arc, dolly, orbit, revisit
 from simulator.canvas import Canvas, extend, extend_back, image_to_video, infill, loop, text_to_video
+from simulator.timing import estimate
 from simulator.walk import UNDONE, first_view, legs_of, meetings
 from simulator.world_model import WorldModel
 
@@ -193,6 +194,40 @@ def test_a_way_begins_with_no_more_than_it_can_see(model: WorldModel):
     assert (ahead.begins, ahead.views[-1], back.begins, back.views[-1]) == (9, 25, 45, 28)
     parts = meetings(Canvas(None, pixels, level, "Orbit", actions=actions), [ahead, back])
     assert [(part.start, part.stop) for part, _ in parts] == [(18, 36), (42, 59)]
+
+
+def test_each_meeting_is_made_alone_and_once(model: WorldModel):
+    """Key frames nine apart: what one meeting looks at reaches into the next."""
+    pixels, actions = np.zeros((19, 64, 64, 3), np.uint8), np.zeros((18, 5), np.float32)
+    level = np.ones(19, np.float32)
+    level[[0, 9, 18]] = 0
+    request = Canvas(None, pixels, level, "Room", actions=actions)
+    parts = meetings(request, legs_of(model, request))
+    free = [part.start + np.flatnonzero(~middle.held) for part, middle in parts]
+    assert [f.tolist() for f in free] == [[4, 5], [13, 14]]
+    assert all(legs_of(model, middle) == [] for _, middle in parts)
+
+
+def test_three_frames_between_are_walked_and_timed(model: WorldModel):
+    frames, actions = told(4, 5)
+    request = infill(frames[:1], frames[4:], None, 3, world="Room", actions=actions)
+    (back,) = legs_of(model, request)
+    assert back.views.tolist() == [3] and estimate(model, request).seconds > 0
+
+
+def test_a_loop_whose_ends_are_held_keeps_both(model: WorldModel):
+    frames, actions = told(4, 5)
+    level = np.array([0, 1, 1, 1, 0], np.float32)
+    request = Canvas(None, frames, level, "Room", actions=actions, closed=True)
+    assert legs_of(model, request)
+    made = model.generate(request, seed=1)
+    assert np.array_equal(made[[0, -1]], frames[[0, -1]])
+
+
+def test_actions_of_another_width_are_refused_in_any_direction(model: WorldModel):
+    frames = told(1)[0]
+    with pytest.raises(ValueError, match="actions of width 4 do not fit world 'Room'"):
+        model.generate(extend_back(frames, None, 3, world="Room", actions=np.zeros((3, 4), np.float32)))
 
 
 def test_what_is_cut_or_moved_or_cannot_be_undone_is_made_at_once(model: WorldModel):

@@ -63,7 +63,7 @@ MOTIONS = {"Orbit": Motion((0.0, 0.0, 0.15), 9.0, 4.5, 0.05)}
 UNDONE = {"Orbit": (-1.0, -1.0, -1.0), "Room": (-1.0, -1.0, -1.0, -1.0, 0.0)}
 """Times an action: the one that leads back. What was pushed stays where it is."""
 MOST_STEPS = 8  # from one view to the next
-MEET = 2  # frames between two ways that are made at once
+MEET = 2  # frames between two ways that are made at once, of a turn twice as many
 LOOK_BACK = 16  # known latent steps that a way begins with, at most
 UPRIGHT = 1e-3  # by which a camera's axes may miss those of one that looks at the point
 APART = 1e-3  # of two cameras, in radians and metres, so that they are two
@@ -144,8 +144,8 @@ def _sweep(model: Dreamer, canvas: Canvas) -> list[Leg]:
     if canvas.closed and not around:
         return []
     if around:
-        half = wanted // 2
-        ways = [np.arange(half + 1), np.append(0, np.arange(wanted - 1, half, -1))]
+        half, apart = wanted // 2, MEET if wanted > 4 * MEET else 0  # on each side of where they meet
+        ways = [np.arange(half + 1 - apart), np.append(0, np.arange(wanted - 1, half + apart, -1))]
     legs = []
     for way in ways:
         moves, steps = _along(place, way, motion)
@@ -204,7 +204,7 @@ def meetings(canvas: Canvas, legs: list[Leg]) -> list[tuple[slice, Canvas]]:
     if canvas.closed:
         reached[-1] = True
     parts, missing = [], _runs(~reached)
-    ends = [*(first for first, _ in missing[1:]), len(reached)]
+    ends = [*(first for first, _ in missing[1:]), len(reached) - canvas.closed]
     for (first, after), end in zip(missing, ends, strict=False):
         part = slice(max(0, first - LOOK_BACK // 2), min(after + LOOK_BACK // 2, end))
         request = replace(
@@ -212,6 +212,8 @@ def meetings(canvas: Canvas, legs: list[Leg]) -> list[tuple[slice, Canvas]]:
             frames=canvas.frames[part],
             start_level=np.where(reached, HELD, FREE).astype(np.float32)[part],
             actions=None if canvas.actions is None else canvas.actions[part.start : part.stop - 1],
+            cameras=None if canvas.cameras is None else canvas.cameras[part],
+            guidance=1.0,  # what is around says it all, as for a rollout's steps
             closed=False,
         )
         parts.append((part, request))

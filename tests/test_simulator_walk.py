@@ -55,13 +55,17 @@ def test_in_the_true_world_the_walk_leads_to_the_cameras(model: WorldModel, came
             if view >= 0:
                 reached.add(int(view))
                 assert np.allclose(np.linalg.inv(begun) @ info["c2w"], wanted[view], atol=2e-3)
-    assert reached == set(range(len(cameras)))
+    missing = set(range(len(cameras))) - reached
+    assert reached and len(missing) <= 4  # where two ways meet
 
 
 def test_a_turn_is_walked_both_ways_and_another_path_one_way(model: WorldModel):
     left, right = legs_of(model, words(orbit(40)))
     (part,) = legs_of(model, words(orbit(20, degrees=180.0)))
-    assert left.views.tolist() == [*range(1, 21)] and right.views.tolist() == [*range(39, 20, -1)]
+    assert left.views.tolist() == [*range(1, 19)] and right.views.tolist() == [*range(39, 22, -1)]
+    ((where, middle),) = meetings(words(orbit(40)), [left, right])
+    assert (where.start + np.flatnonzero(~middle.held)).tolist() == [19, 20, 21, 22]
+    assert middle.cameras is not None and torch.equal(middle.cameras.c2w, orbit(40).c2w[where])
     assert part.views.tolist() == [*range(1, 20)]
     assert np.allclose(left.actions[:, 0], 1, atol=1e-4) and np.allclose(right.actions[:, 0], -1, atol=1e-4)
 

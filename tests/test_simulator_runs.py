@@ -29,6 +29,14 @@ MODULES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C as in a terminal; processes that run tests side by side ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A folder with episodes, a hardly trained tokenizer and a hardly trained world model."""

@@ -26,7 +26,7 @@ class Estimate:
 
     steps: int
     call_s: float  # the network, once, on the whole canvas (with and without the prompt where guided)
-    rest_s: float  # encoding what is known, decoding what is made
+    rest_s: float  # encoding what is known, decoding what is made; of a walk, what is made where ways meet
     before: Estimate | None = None  # of what is made first
     first: str = "a smaller draft"  # which is this
 
@@ -39,7 +39,7 @@ class Estimate:
     def words(self) -> str:
         """One line for whoever waits."""
         took = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
-        parts = f"{self.steps} steps of {self.call_s:.2g} s, {self.rest_s:.2g} s to encode and decode"
+        parts = f"{self.steps} steps of {self.call_s:.2g} s, {self.rest_s:.2g} s for the rest"
         before = f"{self.before.seconds:.2g} s for {self.first}, " if self.before else ""
         return f"this will take about {took} ({before}{parts})"
 

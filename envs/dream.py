@@ -4,7 +4,7 @@ dreams.
 The env only holds the dream's state, which is a value of `simulator.world_model`. Nothing here needs MuJoCo.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -105,6 +105,8 @@ class Dream(gymnasium.Env):
         device: where the network runs.
         model: a loaded model, to share between envs; `checkpoint` is then not read.
         step_limit: control steps after which an episode is truncated; the world's own where left out.
+        tries: first pictures that are made of a prompt given to `reset`, of which the one that shows best
+            what it says is kept; the model's own number where left out. Prompts that are drawn get one.
     """
 
     # not a ClassVar: a dream of another env has that env's frames a second
@@ -120,10 +122,12 @@ class Dream(gymnasium.Env):
         render_mode: str | None = "rgb_array",
         model: WorldModel | None = None,
         step_limit: int | None = None,
+        tries: int | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
-        self.model = load_model(checkpoint, device) if model is None else model
+        model = load_model(checkpoint, device) if model is None else model
+        self.model = model if tries is None else model.trying(tries)
         if world is None:
             world = "Room" if "Room" in self.model.worlds else self.model.worlds[0]
         if world not in self.model.worlds:
@@ -150,7 +154,8 @@ class Dream(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict]:
-        """Start a dream. Options: `prompt` (drawn from the seed where left out), `image` (its first frame).
+        """Start a dream. Options: `prompt` (drawn from the seed where left out; what is given is tried as
+        often as `tries` says), `image` (its first frame).
 
         Raises:
             ValueError: an option is unknown, the prompt says nothing, or the image has another type or size.
@@ -161,7 +166,7 @@ class Dream(gymnasium.Env):
         images = None if image is None else checked_image(image, self.height, self.width)[None]
         self.check_prompt(options.get("prompt"))
         self._prompt, dream_seed = drawn_start(self.np_random, self.world, options.get("prompt"))
-        self._dream, frames, uncertainty = self.model.start(
+        self._dream, frames, uncertainty = self.starter([options.get("prompt")]).start(
             [self._prompt], self.world, [dream_seed], height=self.height, width=self.width, images=images
         )
         self._frame, self._step_count, self._over = frames[0, -1], 0, False
@@ -202,6 +207,10 @@ class Dream(gymnasium.Env):
     def checked_actions(self, actions: Iterable[Any]) -> Float[np.ndarray, "n a"]:
         """Actions as the model takes them. Raises ValueError unless all are in the action space."""
         return np.stack([to_vector(self.action_space, action) for action in actions])
+
+    def starter(self, asked: Sequence[str | None]) -> WorldModel:
+        """The model as it begins dreams: what nobody asked for is not tried several times."""
+        return self.model if any(asked) else self.model.trying(1)
 
     def check_prompt(self, prompt: str | None) -> None:
         """Raises ValueError for words to a world that was recorded without any."""

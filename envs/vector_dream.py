@@ -28,7 +28,8 @@ class VectorDream(gymnasium.vector.VectorEnv):
         num_envs: how many.
         autoreset_mode: when a row that has ended begins anew: at the next step (Gymnasium's default), in the
             same one, or when `reset(options={"reset_mask": ...})` says so.
-        world, checkpoint, height, width, device, render_mode, model, step_limit: as for one `Dream`.
+        world, checkpoint, height, width, device, render_mode, model, step_limit, tries: as for one `Dream`.
+            Where prompts are given to some rows, all that begin with them are tried as often.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         render_mode: str | None = "rgb_array",
         model: WorldModel | None = None,
         step_limit: int | None = None,
+        tries: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
         if num_envs < 1:
@@ -52,7 +54,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
                 f"autoreset_mode must be one of {', '.join(mode.name for mode in AutoresetMode)}, "
                 f"got {autoreset_mode!r}"
             )
-        self.single = Dream(world, checkpoint, height, width, device, render_mode, model, step_limit)
+        self.single = Dream(world, checkpoint, height, width, device, render_mode, model, step_limit, tries)
         self.model, self.world, self.render_mode = self.single.model, self.single.world, render_mode
         self.num_envs, self.autoreset_mode = num_envs, modes[autoreset_mode]
         self.metadata = {**self.single.metadata, "autoreset_mode": self.autoreset_mode}
@@ -188,12 +190,13 @@ class VectorDream(gymnasium.vector.VectorEnv):
         starts = [drawn_start(self._generators[i], self.world, prompts[i]) for i in which]
         words, seeds = [prompt for prompt, _ in starts], [seed for _, seed in starts]
         own = None if images is None else images[which]
+        starter = self.single.starter([prompts[i] for i in which])
         if len(which) == self.num_envs:
             size = {"height": self.single.height, "width": self.single.width}
-            self._dreams, frames, uncertainty = self.model.start(words, self.world, seeds, images=own, **size)
+            self._dreams, frames, uncertainty = starter.start(words, self.world, seeds, images=own, **size)
         else:
             assert self._dreams is not None  # a mask needs a first reset
-            self._dreams, frames, uncertainty = self.model.restart(
+            self._dreams, frames, uncertainty = starter.restart(
                 self._dreams, which.tolist(), words, seeds, images=own
             )
         for place, index in enumerate(which.tolist()):

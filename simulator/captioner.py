@@ -27,7 +27,7 @@ from simulator.checkpoint import PRETRAINED, as_config, load_weights, read_json,
 from simulator.sightings import ALL_KINDS, encode_resized
 from simulator.tokenizer import Block, Conv, Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
-from simulator.video import IMAGE_SUFFIXES, Frames, read_image, read_video
+from simulator.video import IMAGE_SUFFIXES, Frames, read_image, read_video, resize, to_unit
 from simulator.words import COLOURS, FLOORS, KINDS, SHAPES, SIZES, WALLS, WORLDS
 
 WEIGHTS, CONFIG = "captioner.safetensors", "captioner.json"
@@ -202,6 +202,15 @@ def describe(frames: Frames, captioner: Captioner, tokenizer: Tokenizer) -> Desc
     latents = torch.from_numpy(each)[None].float().to(next(captioner.parameters()).device)
     first = captioner(latents[:, :1])
     return described(first if count == 1 else combined(first, captioner(latents)))[0]
+
+
+@torch.inference_mode()
+def seen_in(pictures: Frames, captioner: Captioner, tokenizer: Tokenizer) -> Found:
+    """What the captioner finds in pictures, each by itself."""
+    side = captioner.config.grid * tokenizer.config.space_factor
+    device = next(captioner.parameters()).device
+    squares = pictures if pictures.shape[1:3] == (side, side) else resize(pictures, side, side)
+    return captioner(tokenizer.encode(to_unit(squares[:, None], device)).float())
 
 
 def combined(first: Found, clip: Found) -> Found:

@@ -11,6 +11,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from simulator.actions import pressed
 from simulator.canvas import Canvas
 from simulator.state import State, Steps
 from simulator.text import check_prompt, embed_one, pad
@@ -24,6 +25,7 @@ class Conditioner:
     config: TransformerConfig
     action_sizes: dict[str, int]
     worlds: tuple[str, ...]
+    own: frozenset[str]  # those of the worlds that are Orrery's
     device: torch.device
 
     def action_size(self, world: str) -> int:
@@ -48,23 +50,33 @@ class Conditioner:
         known = known & torch.tensor([p is not None for p in prompts])[:, None]
         return text.to(self.device), known.to(self.device)
 
-    def actions(self, actions: Float[np.ndarray, "b n a"]) -> Float[Tensor, "b n wide"]:
+    def actions(
+        self, actions: Float[np.ndarray, "b n a"], worlds: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b n wide"]:
+        """Actions of rows of these worlds (`world_ids`), as the network takes them."""
+        names = [(None, *self.worlds)[index] for index in worlds.tolist()]
         wide = torch.zeros(*actions.shape[:2], self.config.action_width)
-        wide[..., : actions.shape[2]] = torch.from_numpy(np.asarray(actions, np.float32))
+        for row, (told, name) in enumerate(zip(actions, names, strict=True)):
+            told = pressed(told, name) if name in self.own else np.asarray(told, np.float32)
+            wide[row, :, : actions.shape[2]] = torch.from_numpy(told)
         return wide.to(self.device)
 
-    def check_actions(self, canvas: Canvas) -> None:
-        """Raises ValueError if the canvas tells actions that are not of its world's width."""
+    def check(self, canvas: Canvas) -> None:
+        """Raises ValueError for a world that this model does not know, actions that are not of its width,
+        words that cannot be read, or too many shots."""
+        self.world_ids([canvas.world])
         if canvas.actions is not None and (
             canvas.world is None or canvas.actions.shape[1] != self.action_size(canvas.world)
         ):
             raise ValueError(f"actions of width {canvas.actions.shape[1]} do not fit world {canvas.world!r}")
+        for prompt in canvas.prompts:
+            check_prompt(prompt)
+        if len(canvas.prompts) > self.config.shots:
+            told, most = len(canvas.prompts), self.config.shots
+            raise ValueError(f"this model makes up to {most} shots in a clip, got {told}")
 
     def of_canvas(self, canvas: Canvas, y: int, x: int) -> Conditions:
         n = len(canvas.start_level)
-        most = self.config.shots
-        if len(canvas.prompts) > most:
-            raise ValueError(f"this model makes up to {most} shots in a clip, got {len(canvas.prompts)}")
         text, known = self.text(canvas.prompts or (None,))
         tells_of = repeat(torch.arange(len(text), device=self.device), "s -> 1 (s l)", l=text.shape[1])
         shot = np.zeros(n, int) if canvas.shot is None else canvas.shot
@@ -81,9 +93,8 @@ class Conditioner:
         )
         if canvas.actions is not None:
             led = np.pad(canvas.actions, ((1, 0), (0, 0)))[None]
-            nothing = nothing._replace(
-                actions=self.actions(led), actions_known=torch.arange(n, device=self.device)[None] > 0
-            )
+            known = torch.arange(n, device=self.device)[None] > 0
+            nothing = nothing._replace(actions=self.actions(led, nothing.world), actions_known=known)
         if canvas.cameras is not None:
             rays = canvas.cameras.relative_to_first().to(self.device).plucker(y, x)[None]
             nothing = nothing._replace(rays=rays, rays_known=torch.ones_like(nothing.rays_known))

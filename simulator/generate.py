@@ -17,6 +17,7 @@ from recon3d.sweeps import arc, dolly, orbit, revisit
 from simulator import canvas as tasks
 from simulator.canvas import Canvas, Given, shots_of
 from simulator.checkpoint import check_writable
+from simulator.choosing import TRIES
 from simulator.expand import expanded
 from simulator.timing import TOLD_FROM_S, estimate
 from simulator.video import (
@@ -225,6 +226,9 @@ def generate(
     ] = False,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps")] = None,
     guidance: Annotated[float, tyro.conf.arg(help="how strongly the prompt pulls; 1 is not at all")] = 3.0,
+    tries: Annotated[
+        int, tyro.conf.arg(help="first pictures made from words alone, of which the captioner keeps the best")
+    ] = TRIES,
     scale: Annotated[int, tyro.conf.arg(help="repeat each pixel so many times in the file")] = 1,
     checkpoint: Annotated[
         str, tyro.conf.arg(help="'default' or a folder of `orrery train world`")
@@ -236,10 +240,11 @@ def generate(
     suffixes = IMAGE_SUFFIXES if still else WRITTEN_SUFFIXES
     if output.suffix.lower() not in suffixes:
         raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {frames}")
-    check_flags({"frames": frames, "scale": scale, "height": height, "width": width}, seed, level, task)
+    counts = {"frames": frames, "scale": scale, "height": height, "width": width, "tries": tries}
+    check_flags(counts, seed, level, task)
     check_writable(output.parent)
     clips, rates = read_clips(image, video, height, width, task)
-    model = WorldModel.load(checkpoint, device)
+    model = WorldModel.load(checkpoint, device).trying(tries)
     world = world or ("Orbit" if sweep else None)
     if expand:
         prompt = expanded_shots(prompt, world, seed)

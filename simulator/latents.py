@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras, rigid_inverse
+from simulator.actions import pressed
 from simulator.clips import Episode, read_episode, read_frames, training_episodes
 from simulator.origin import Origin, check_same, origin_of
 from simulator.precision import fast_precision
@@ -208,12 +209,14 @@ def _rows(episode: Episode, latents: np.ndarray, factor: int, path: Path) -> dic
             f"{path} has {steps} actions and {len(latents)} latent steps; "
             f"record with --frames-per-step {factor}, as the tokenizer compresses time"
         )
-    K, c2w = episode.K, episode.c2w
+    K, c2w, actions = episode.K, episode.c2w, episode.actions.astype(np.float32)
+    if episode.env_id.removeprefix("envs:").startswith("orrery/"):
+        actions = pressed(actions, world_name(episode.env_id))
     if K is None or c2w is None:
         K, c2w = np.full((3, 3), np.nan), np.full((len(episode.frames), 4, 4), np.nan)
     return {
         "latents": latents,
-        "actions": np.pad(episode.actions.astype(np.float32), ((1, 0), (0, 0))),
+        "actions": np.pad(actions, ((1, 0), (0, 0))),
         "rewards": np.pad(episode.rewards.astype(np.float32), (1, 0)),
         "terminated": np.pad(episode.terminated.astype(np.float32), (1, 0)),
         "c2w": c2w[::factor].astype(np.float32),

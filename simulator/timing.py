@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from simulator.canvas import Canvas, from_draft
+from simulator.choosing import starting_with
 from simulator.precision import fast_precision
 from simulator.video import to_unit
 from simulator.walk import Leg, first_view, legs_of, meetings
@@ -66,8 +67,11 @@ def estimate(
         return replace(own, before=estimate(model, small, steps, clock=clock, always=always))
     if legs := legs_of(model, canvas):
         return _of_walk(model, canvas, legs, steps, clock, always)
+    if (tries := model.tries_for(canvas)) > 1:
+        return _of_tries(model, canvas, tries, steps, clock, always)
     steps = steps or model.steps_for(canvas)
     n = len(canvas.start_level)
+    model = model.trying(1)  # the warm-up makes one first frame
     first = _first_frame(canvas)
     for _ in range(2):  # the first call also reads the prompt encoder and warms the caches
         one_s = _seconds(lambda: model.generate(first, steps=1), clock)
@@ -76,6 +80,24 @@ def estimate(
     whole_s = _seconds(lambda: model.generate(canvas, steps=1), clock)
     rest_s = _seconds(lambda: _encode_and_decode(model, canvas), clock)
     return Estimate(steps, max(0.0, whole_s - rest_s), rest_s)
+
+
+def _of_tries(
+    model: WorldModel,
+    canvas: Canvas,
+    tries: int,
+    steps: int | None,
+    clock: Callable[[], float],
+    always: bool,
+) -> Estimate:
+    """The time of so many first pictures, and of what follows the best of them."""
+    once = model.trying(1)
+    one = estimate(once, first_view(canvas), steps, clock=clock, always=always)
+    all_ = replace(one, call_s=tries * one.call_s, rest_s=tries * one.rest_s)
+    if len(canvas.frames) == 1:
+        return all_
+    own = estimate(once, starting_with(canvas, canvas.frames[0]), steps, clock=clock, always=always)
+    return replace(own, before=all_, first=f"{tries} first pictures")
 
 
 def _of_walk(

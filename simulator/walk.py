@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras
+from simulator.actions import MOTIONS, UNDONE, Motion
 from simulator.canvas import FREE, HELD, Canvas, edit
 from simulator.video import Frames
 
@@ -50,18 +51,6 @@ class Dreamer(Protocol):
     def observe(self, state: Any, frames: Any, actions: Any) -> Any: ...
 
 
-class Motion(NamedTuple):
-    """How a world's actions move its camera, which looks at a point: what 1 does in a control step."""
-
-    target_m: tuple[float, float, float]
-    azimuth_deg: float
-    elevation_deg: float
-    distance_m: float
-
-
-MOTIONS = {"Orbit": Motion((0.0, 0.0, 0.15), 9.0, 4.5, 0.05)}
-UNDONE = {"Orbit": (-1.0, -1.0, -1.0), "Room": (-1.0, -1.0, -1.0, -1.0, 0.0)}
-"""Times an action: the one that leads back. What was pushed stays where it is."""
 MOST_STEPS = 8  # from one view to the next
 MEET = 2  # frames between two ways that are made at once, of a turn twice as many
 LOOK_BACK = 16  # known latent steps that a way begins with, at most

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,20 +21,23 @@ from tqdm import tqdm
 
 from simulator.cache import extended, first_frame_of
 from simulator.canvas import DRAFT_LEVEL, Canvas, check_size, drafted, from_draft, smaller, text_to_video
+from simulator.captioner import CONFIG as CAPTIONER
+from simulator.captioner import Captioner, load_captioner
 from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
+from simulator.choosing import TRIES, best_of, can_judge, starting_with, tried_seeds
 from simulator.conditions import Conditioner, led_by
 from simulator.devices import device_named
 from simulator.flow import Levels, add_noise
 from simulator.memory import check_attention
 from simulator.origin import Origin
 from simulator.precision import inference, rounded
-from simulator.sampling import denoise, guided, row_noise
+from simulator.sampling import denoise, made_at_once, row_noise
 from simulator.state import State, Steps, rows, stacked, visible
 from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer, TransformerConfig
 from simulator.video import to_uint8, to_unit
-from simulator.walk import legs_of, walked
+from simulator.walk import first_view, legs_of, walked
 
 WEIGHTS = "world_model.safetensors"
 
@@ -50,7 +53,7 @@ class WorldModelConfig:
     clip_steps: int = 16  # network calls for a whole canvas
     schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
-    large_steps: bool = False  # whether the network is told how far a rollout's sampler steps
+    large_steps: bool = False  # whether the network is told how far the sampler steps
     commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it
 
 
@@ -74,8 +77,11 @@ class WorldModel:
         transformer: Transformer,
         origins: dict[str, Origin] | None = None,
         in_bf16: bool = False,
+        captioner: Captioner | None = None,
+        tries: int = TRIES,
     ):
         self.config, self.in_bf16 = config, in_bf16
+        self.captioner, self.tries = captioner, tries  # without a captioner nobody can judge tries
         self.origins = origins or {}  # of the worlds that were recorded from other envs
         self.tokenizer, self.transformer = tokenizer.eval(), transformer.eval()
         self.worlds = config.worlds
@@ -106,7 +112,9 @@ class WorldModel:
             name: as_config(Origin, value, folder / CONFIG)
             for name, value in values.get("origins", {}).items()
         }
-        return WorldModel(config, load_tokenizer(folder, where), transformer, origins)
+        tokenizer = load_tokenizer(folder, where)
+        captioner = load_captioner(folder, tokenizer) if (folder / CAPTIONER).exists() else None
+        return WorldModel(config, tokenizer, transformer, origins, captioner=captioner)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +122,8 @@ class WorldModel:
 
     @property
     def conditioner(self) -> Conditioner:
-        return Conditioner(self.transformer.config, self.config.action_sizes, self.worlds, self.device)
+        own = frozenset(self.worlds) - frozenset(self.origins)
+        return Conditioner(self.transformer.config, self.config.action_sizes, self.worlds, own, self.device)
 
     @property
     def frames_per_step(self) -> int:
@@ -124,6 +133,10 @@ class WorldModel:
         """Sampler steps of a canvas where none are asked for: few where little is open."""
         little = canvas.determined or canvas.start_level.max() <= DRAFT_LEVEL
         return max(1, self.config.clip_steps // (4 if little else 1))
+
+    def tries_for(self, canvas: Canvas) -> int:
+        """First pictures that are made of a canvas, of which the one that shows best what it says is kept."""
+        return self.tries if self.captioner is not None and can_judge(canvas) else 1
 
     def draft_of(self, canvas: Canvas) -> Canvas | None:
         """The same request, smaller, where its pictures are much larger than those of the training: what is
@@ -141,14 +154,23 @@ class WorldModel:
 
     def with_config(self, **changes: float | int) -> WorldModel:
         """The same weights under other settings (sampler_steps, context_noise)."""
-        config = dataclasses.replace(self.config, **changes)
-        return WorldModel(config, self.tokenizer, self.transformer, self.origins, self.in_bf16)
+        return self._with(config=dataclasses.replace(self.config, **changes))
+
+    def trying(self, tries: int) -> WorldModel:
+        """The same weights, which make so many first pictures from words and keep the best (`choosing`)."""
+        if tries < 1:
+            raise ValueError(f"tries must be at least 1, got {tries}")
+        return self._with(tries=tries)
+
+    def _with(self, **changes: Any) -> WorldModel:
+        names = ("config", "tokenizer", "transformer", "origins", "in_bf16", "captioner", "tries")
+        return WorldModel(**{name: getattr(self, name) for name in names} | changes)
 
     def faster(self) -> WorldModel:
         """The same with products in bf16 where the processor multiplies that faster: for many rows at once.
         What one row dreams then depends a little on the rows beside it, as sums are rounded."""
         tokenizer, transformer = rounded(self.tokenizer, self.device), rounded(self.transformer, self.device)
-        return WorldModel(self.config, tokenizer, transformer, self.origins, in_bf16=True)
+        return self._with(tokenizer=tokenizer, transformer=transformer, in_bf16=True)
 
     @property
     def _size_unit(self) -> int:
@@ -159,7 +181,7 @@ class WorldModel:
 
     @inference
     def rebuilt(self, frames: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
-        """Frames as they come back from latents: the best that this model could make of them."""
+        """Frames as they come back from latents."""
         return to_uint8(self.tokenizer.decode(self.tokenizer.encode(to_unit(frames, self.device))))
 
     @inference
@@ -169,53 +191,55 @@ class WorldModel:
         """Make every frame of a canvas. The same canvas, seed and steps give the same frames.
 
         Pictures much larger than the training's are made smaller first, enlarged, re-noised and made again
-        where they were not held (as SDEdit does, Meng et al. 2022): the layout is the small one's. What
-        actions lead to from frames known before, and views from cameras that a world's actions can reach one
-        from another, are dreamt step by step (`walk`); steps: then of each.
+        where they were not held (as SDEdit does, Meng et al. 2022). What actions lead to from frames known
+        before, and views from cameras that a world's actions can reach one from another, are dreamt step by
+        step (`walk`); steps: then of each. From words alone several first frames are made, and the one is
+        kept that shows best what they say (`choosing`).
 
-        Raises ValueError, before any work, for a size that the tokenizer cannot divide, conditions that this
-        model does not know, or a canvas that does not fit into memory.
+        Raises ValueError, before any work, for a canvas that cannot be made (`check`).
         """
         self.check(canvas, steps)
-        y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
-        power = DETERMINED_POWER if canvas.determined else 1.0
-        n, guide = len(canvas.start_level), bool(canvas.prompts) and canvas.guidance != 1
-        conditions, legs = self.conditioner.of_canvas(canvas, y, x), legs_of(self, canvas)
         if (draft := self.draft_of(canvas)) is not None:
             small = self.generate(draft, seed=seed, steps=steps, progress=progress)
             return self.generate(from_draft(canvas, small), seed=seed, steps=steps, progress=progress)
-        if legs:
+        if legs := legs_of(self, canvas):
             return walked(self, canvas, legs, seed, steps, progress)
-        steps = steps or self.steps_for(canvas)
-        start = torch.from_numpy(canvas.start_level).to(self.device)[None]
-        noise = row_noise([seed], 0, (n, self.tokenizer.config.channels, y, x), self.device)
-        data = noise
+        if (tries := self.tries_for(canvas)) == 1 or self.captioner is None:
+            return self._at_once(canvas, [seed], steps, progress)[0]
+        pictures = self._at_once(first_view(canvas), tried_seeds(seed, tries), steps, progress)[:, 0]
+        best = pictures[best_of(canvas.prompts[0], pictures, self.captioner, self.tokenizer)]
+        if len(canvas.frames) == 1:
+            return best[None]
+        return self.generate(starting_with(canvas, best), seed=seed, steps=steps, progress=progress)
+
+    def _at_once(
+        self, canvas: Canvas, seeds: Sequence[int], steps: int | None, progress: bool
+    ) -> UInt8[np.ndarray, "b t h w 3"]:
+        """A canvas whose frames are all made in sight of each other, once from each seed."""
+        y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
+        b, n, steps = len(seeds), len(canvas.start_level), steps or self.steps_for(canvas)
+        start = torch.from_numpy(canvas.start_level).to(self.device).repeat(b, 1)
+        data = noise = row_noise(list(seeds), 0, (n, self.tokenizer.config.channels, y, x), self.device)
         if bool((start < 1).any()):
             data = self.tokenizer.encode(to_unit(canvas.frames[None], self.device))
-        noisy = add_noise(data, noise, start)
-        unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
-        both = Conditions(*(torch.cat(pair) for pair in zip(conditions, unprompted, strict=True)))
-
-        def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
-            if not guide:
-                return self.transformer(noisy, level, conditions)
-            pair = self.transformer(noisy.repeat(2, 1, 1, 1, 1), level.repeat(2, 1), both)
-            return pair._replace(data=guided(pair.data[:1], pair.data[1:], canvas.guidance))
-
-        size = "x".join(map(str, canvas.frames.shape[1:3]))
-        with tqdm(total=steps, desc=f"generating {size}", disable=not progress, mininterval=1) as bar:
-            clean, *_ = denoise(predict, noisy, start, steps, power, canvas.closed, bar.update)
-        video = to_uint8(self.tokenizer.decode(clean))[0]
+        conditions = Conditions(*(torch.cat([part] * b) for part in self.conditioner.of_canvas(canvas, y, x)))
+        power = DETERMINED_POWER if canvas.determined else 1.0
+        how = (canvas.guidance, power, self.config.large_steps, canvas.closed)
+        said = f"generating {'x'.join(map(str, canvas.frames.shape[1:3]))}"
+        with tqdm(total=steps, desc=said, disable=not progress, mininterval=1) as bar:
+            noisy = add_noise(data, noise, start)
+            clean, _ = made_at_once(self.transformer, noisy, start, conditions, steps, *how, bar.update)
+        video = to_uint8(self.tokenizer.decode(clean))
         if canvas.closed:
-            video[0] = video[-1]  # as decoded in view of the frames before it
-        video[canvas.held_frames] = canvas.frames[canvas.held_frames]
+            video[:, 0] = video[:, -1]  # as decoded in view of the frames before it
+        video[:, canvas.held_frames] = canvas.frames[canvas.held_frames]
         return video
 
     def check(self, canvas: Canvas, steps: int | None = None) -> None:
-        """Raises ValueError if `generate` cannot make this canvas: its size, its length or memory."""
+        """Raises ValueError if `generate` cannot make this canvas: its size, length, conditions or memory."""
         height, width = canvas.frames.shape[1:3]
         check_size(height, width, self._size_unit)
-        self.conditioner.check_actions(canvas)
+        self.conditioner.check(canvas)
         n, factor = len(canvas.start_level), self.frames_per_step
         if len(canvas.frames) != 1 + (n - 1) * factor:
             raise ValueError(f"latent steps of this model are {factor} frames each, after the first of 1")
@@ -241,7 +265,7 @@ class WorldModel:
         guidance: float = 3.0,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         """Begin one dream a row: from its prompt alone, or from a picture. Returns state, first frame and
-        uncertainty (0 of a picture that was given, or drafted smaller as `generate` does)."""
+        uncertainty (0 of a picture that was given, or that `generate` drafted or chose among several)."""
         if images is not None:
             height, width = images.shape[1:3]
         height, width = height or self.height, width or self.width
@@ -282,7 +306,12 @@ class WorldModel:
         guidance: float,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         if images is None:
-            images = self._drafted(prompts, worlds, seeds, height, width, guidance)
+            how = {"height": height, "width": width, "guidance": guidance}
+            names = [(None, *self.worlds)[world] for world in worlds.tolist()]
+            first = [text_to_video(p, 1, world=w, **how) for p, w in zip(prompts, names, strict=True)]
+            if self.draft_of(first[0]) is not None or any(self.tries_for(canvas) > 1 for canvas in first):
+                made = [self.generate(canvas, seed=seed) for canvas, seed in zip(first, seeds, strict=True)]
+                images = np.concatenate(made)
         text, known = self.conditioner.text(list(prompts))
         b = len(prompts)
         y, x = (size // self.tokenizer.config.space_factor for size in (height, width))
@@ -295,34 +324,18 @@ class WorldModel:
             latents = self.tokenizer.encode(to_unit(images[:, None], self.device))
             uncertainty = np.zeros(b, np.float32)
         else:
-            pull = guidance if any(prompt is not None for prompt in prompts) else 1.0
-            steps = self.config.clip_steps
-            _, latents, first, _ = self._new_latents(state, conditions, pull, steps)
-            uncertainty = np.sqrt(first.expected_error.numpy(), dtype=np.float32)
+            noise = self._noise(state, 0, (1, self.tokenizer.config.channels, y, x))
+            level, steps = torch.ones(b, 1, device=self.device), self.config.clip_steps
+            told = self.config.large_steps
+            latents, found = made_at_once(
+                self.transformer, noise, level, conditions, steps, guidance, told=told
+            )
+            uncertainty = np.sqrt(found.expected_error[:b].numpy(), dtype=np.float32)
         state = self._made(state, conditions, latents)
         state = state if self.config.commit else self._settled(state)
         video, decoder = self.tokenizer.decode_stream(latents, None)
         frames = images[:, None].copy() if images is not None else to_uint8(video)
         return dataclasses.replace(state, decoder=decoder), frames, uncertainty
-
-    def _drafted(
-        self,
-        prompts: Sequence[str | None],
-        worlds: Int[Tensor, " b"],
-        seeds: Sequence[int],
-        height: int,
-        width: int,
-        guidance: float,
-    ) -> UInt8[np.ndarray, "b h w 3"] | None:
-        """First pictures of a size that needs a draft, or None."""
-        names = (None, *self.worlds)
-        wanted = [
-            text_to_video(prompt, 1, height=height, width=width, world=names[world], guidance=guidance)
-            for prompt, world in zip(prompts, worlds.tolist(), strict=True)
-        ]
-        if self.draft_of(wanted[0]) is None:
-            return None
-        return np.concatenate([self.generate(c, seed=seed) for c, seed in zip(wanted, seeds, strict=True)])
 
     @inference
     def step(
@@ -337,9 +350,8 @@ class WorldModel:
         """One control step of every row: new state, its frames, reward, terminated, and uncertainty (the
         error that the model expects by now, root mean square in units of the latents' standard deviation:
         what it expects of this step's first guess, on top of what is left of earlier steps')."""
-        conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None]))
-        steps = self.config.sampler_steps
-        settled, latents, first, last = self._new_latents(state, conditions, 1.0, steps)
+        conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None], state.world))
+        settled, latents, first, last = self._new_latents(state, conditions)
         made = self.config.commit
         state = self._made(settled, conditions, latents) if made else self._kept(settled, last)
         doubts = DOUBT_KEPT * np.array(state.doubts) + first.expected_error.numpy()
@@ -367,7 +379,7 @@ class WorldModel:
         if frames.shape != asked or frames.dtype != np.uint8:
             got = f"{frames.shape} of {frames.dtype}"
             raise ValueError(f"frames of one observed step must be of shape {asked} and uint8, got {got}")
-        conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None]))
+        conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None], state.world))
         latents = self.tokenizer.encode_stream(to_unit(frames, self.device), start=False)
         state = self._made(self._settled(state), conditions, latents)
         state = state if self.config.commit else self._settled(state)
@@ -395,7 +407,7 @@ class WorldModel:
         """What the network says of the next latent step (next_level None: only what it would remember of it),
         and the state in which the fresh one is remembered: one call sees to both."""
         window, place, told = self.transformer.config.window, float(state.frame), None
-        if self.config.large_steps and state.frame > 0 and next_level is not None:
+        if self.config.large_steps and next_level is not None:
             told = next_level
         fresh, drawn = state.fresh, 0 if next_level is None else 1
         if fresh is None:
@@ -422,27 +434,21 @@ class WorldModel:
         return torch.cat([row_noise([seed], 2 * age + draw, shape, self.device) for seed, age in positions])
 
     def _new_latents(
-        self, state: State, conditions: Conditions, guidance: float, steps: int
+        self, state: State, conditions: Conditions
     ) -> tuple[State, Latents, Prediction, Prediction]:
         """The next latent step, the sampler's first and last predictions, and the state in which the step
         before is remembered."""
         y, x = conditions.rays.shape[-2:]
-        shape = (1, self.tokenizer.config.channels, y, x)
-        noise = self._noise(state, 0, shape)
-        unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
+        noise = self._noise(state, 0, (1, self.tokenizer.config.channels, y, x))
         settled = state
 
         def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
             nonlocal settled
-            before = settled
-            settled, found = self._predict(before, conditions, noisy, level, next_level)
-            if guidance == 1:
-                return found
-            _, plain = self._predict(before, unprompted, noisy, level, next_level)
-            return found._replace(data=guided(found.data, plain.data, guidance))
+            settled, found = self._predict(settled, conditions, noisy, level, next_level)
+            return found
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
-        power = self.config.schedule_power if state.frame else 1.0
+        steps, power = self.config.sampler_steps, self.config.schedule_power
         latents, first, last = denoise(predict, noise, start, steps, power)
         return settled, latents, first, last
 

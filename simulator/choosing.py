@@ -1,0 +1,85 @@
+"""Of several first pictures, the one that shows best what the words say.
+
+Best of n, as DALL-E's pictures were chosen with CLIP (Ramesh et al. 2021, section 2.6); here the captioner
+reads them, and what counts is the probability that it gives to what the prompt says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from simulator.canvas import FREE, HELD, Canvas
+from simulator.captioner import Captioner, Found, seen_in
+from simulator.captions import DEPTH_GAP_M, SIDE_GAP, parse
+from simulator.tokenizer import Tokenizer
+from simulator.video import Frames
+from simulator.words import COLOURS, FLOORS, SHAPES, SIZES, WALLS
+
+TRIES = 8
+UNSURE, UNSURE_M = 0.1, 0.3  # of places: across, in half widths of the picture, and in depth
+
+
+def can_judge(canvas: Canvas) -> bool:
+    """Whether a canvas knows nothing yet but words of its first frame, and they name what the captioner
+    knows. Shots are left alone."""
+    if canvas.shot is not None or not canvas.prompts or (canvas.start_level < FREE).any():
+        return False
+    return bool(parse(canvas.prompts[0]).things)
+
+
+def tried_seeds(seed: int, tries: int) -> list[int]:
+    """The seed itself, and others that follow from it."""
+    others = np.random.SeedSequence(seed).generate_state(tries - 1)
+    return [seed, *others.tolist()]
+
+
+def agreement(prompt: str, found: Found) -> Float[Tensor, " b"]:
+    """Log-probability that each picture shows the named things and no others, of the sizes, in the places and
+    on the floor and before the wall that the prompt says."""
+    said, colours = parse(prompt), list(COLOURS)
+    named = [colours.index(thing["colour"]) for thing in said.things]
+    there = found.at_first.new_tensor([1.0 if c in named else -1.0 for c in range(len(colours))])
+    total = F.logsigmoid(there * found.at_first).sum(dim=-1)
+    for column, thing in zip(named, said.things, strict=True):
+        total = total + _class(found.shape[:, column], SHAPES.index(thing["shape"]))
+        if thing["size"] != "medium":  # which goes without saying
+            total = total + _class(found.size[:, column], SIZES.index(thing["size"]))
+
+    def places(column: int) -> tuple[Tensor, Tensor]:
+        return found.place[:, column, 0], found.place[:, column, 1].exp()
+
+    for i, word, j in said.relations:
+        x, depth_m = (first - other for first, other in zip(places(named[i]), places(named[j]), strict=True))
+        beyond = {
+            "left of": (-x - SIDE_GAP) / UNSURE,
+            "right of": (x - SIDE_GAP) / UNSURE,
+            "behind": (depth_m - DEPTH_GAP_M) / UNSURE_M,
+            "in front of": (-depth_m - DEPTH_GAP_M) / UNSURE_M,
+        }[word]
+        total = total + F.logsigmoid(beyond)
+    for words, word, logits in ((FLOORS, said.floor, found.floor), (WALLS, said.wall, found.wall)):
+        if word in words:
+            total = total + _class(logits, words.index(word))
+    return total
+
+
+def _class(logits: Float[Tensor, "b k"], index: int) -> Float[Tensor, " b"]:
+    return F.log_softmax(logits, dim=-1)[:, index]
+
+
+def best_of(prompt: str, pictures: Frames, captioner: Captioner, tokenizer: Tokenizer) -> int:
+    """Which of the pictures shows best what the prompt says."""
+    return int(agreement(prompt, seen_in(pictures, captioner, tokenizer)).argmax())
+
+
+def starting_with(canvas: Canvas, picture: UInt8[np.ndarray, "h w 3"]) -> Canvas:
+    """The same request with its first frame known (of a loop its last too, which is the first)."""
+    frames, level = canvas.frames.copy(), canvas.start_level.copy()
+    ends = [0, -1] if canvas.closed else [0]
+    frames[ends], level[ends] = picture, HELD
+    return replace(canvas, frames=frames, start_level=level)

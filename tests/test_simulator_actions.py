@@ -1,0 +1,84 @@
+"""What the simulator knows of how Orrery's own worlds read actions, asked of the true worlds and the dream."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from simulator.actions import BUTTONS, UNDONE, pressed
+from simulator.world_model import WorldModel
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return WorldModel.load()
+
+
+def test_the_true_world_goes_back_where_it_came_from_under_undone_actions():
+    rng = np.random.default_rng(0)
+    for world, factors in UNDONE.items():
+        env: Any = gymnasium.make(f"envs:orrery/{world}-v0", disable_env_checker=True).unwrapped
+        env.reset(seed=900_000_200)
+        begun = env._pose.copy()
+        actions = rng.uniform(-0.5, 0.5, (4, len(factors))) * (np.arange(len(factors)) < 4)
+        poses = [env.step(action.astype(np.float32)) and env._pose.copy() for action in actions]
+        for action in actions[::-1]:
+            env.step((action * factors).astype(np.float32))
+        assert np.abs(poses[-1] - begun).max() > 0.02
+        assert np.allclose(env._pose, begun, atol=0.01)  # yaw turns before it goes
+
+
+def stepped(world: str, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The true world's states and last frame under some actions; in Lab something that can be marked."""
+    options = {"scene": {"kind": "mark"}} if world == "Lab" else None
+    with gymnasium.make(f"envs:orrery/{world}-v0", disable_env_checker=True) as env:
+        env.reset(seed=900_000_210, options=options)
+        frames = [env.step(action)[0] for action in actions.astype(np.float32)]
+        return env.unwrapped.state_vector(), frames[-1]
+
+
+@pytest.mark.parametrize("world", BUTTONS)
+def test_the_true_world_reads_no_more_of_a_button_than_whether_it_is_on(world: str):
+    width = {"Lab": 4}[world]
+    looks = {}
+    for level in (-1.0, -0.4, 0.0, 0.3, 1.0):
+        actions = np.zeros((4, width))
+        actions[:, list(BUTTONS[world])] = level
+        looks[level] = stepped(world, actions)
+        for as_told, plain in zip(stepped(world, pressed(actions, world)), looks[level], strict=True):
+            assert np.array_equal(as_told, plain)
+    assert np.array_equal(looks[-1.0][1], looks[0.0][1]) and np.array_equal(looks[0.3][1], looks[1.0][1])
+    assert not np.array_equal(looks[0.0][1], looks[1.0][1])
+
+
+def test_other_parts_and_other_worlds_are_told_as_they_are():
+    actions = np.random.default_rng(0).uniform(-1, 1, (2, 5, 5)).astype(np.float32)
+    for world in ("Room", "Orbit", "HalfCheetah"):
+        assert np.array_equal(pressed(actions, world), actions)
+    assert np.array_equal(pressed(actions[..., :4], "Lab")[..., :3], actions[..., :3])
+    assert set(np.unique(pressed(actions[..., :4], "Lab")[..., 3])) == {-1.0, 1.0}
+
+
+def test_what_is_held_up_by_nothing_falls_in_the_dream_too(model: WorldModel):
+    """Doing nothing is an action of zeros, which recordings tell as a button at -1."""
+    with gymnasium.make("envs:orrery/Lab-v0", disable_env_checker=True) as env:
+        scene = {"kind": "drop", "things": [{"shape": "ball", "colour": "red"}], "floor": "grey"}
+        first, info = env.reset(seed=900_000_220, options={"scene": scene})
+    heights = []
+    for button in (0.0, -1.0):
+        state, frames, _ = model.start([info["prompt"]], "Lab", [3], images=first[None])
+        video = [frames[0, 0]]
+        for _ in range(6):
+            state, frames, *_ = model.step(state, np.array([[0, 0, 0, button]], np.float32))
+            video.append(frames[0, 0])
+        heights.append([middle_row(frame) for frame in video])
+    assert heights[0] == heights[1]
+    assert heights[0][-1] - heights[0][0] > 10  # pixels down in .6 s; the true one falls onto the floor
+
+
+def middle_row(frame: np.ndarray) -> float:
+    """Of what is red."""
+    red = frame[..., 0].astype(float) - frame[..., 1:].max(axis=-1)
+    weight = np.clip(red - 60, 0, None).sum(axis=1)
+    return float((weight * np.arange(len(frame))).sum() / max(1.0, weight.sum()))

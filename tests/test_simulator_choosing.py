@@ -1,0 +1,126 @@
+"""Best of several first pictures: what the captioner holds of them, and that the best is what comes out."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from recon3d.sweeps import orbit
+from simulator import canvas as tasks
+from simulator.captioner import seen_in
+from simulator.captions import parse, swap
+from simulator.choosing import agreement, can_judge, starting_with, tried_seeds
+from simulator.world_model import WorldModel
+
+PROMPT = "a red ball left of a blue box on a wooden table"
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return WorldModel.load()
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[tuple[str, np.ndarray]]:
+    """Pictures of the reference world, each with its caption that says most of where things are."""
+    found = []
+    with gymnasium.make("envs:orrery/Orbit-v0", disable_env_checker=True) as env:
+        for seed in range(900_002_000, 900_002_024):
+            picture, _ = env.reset(seed=seed, options={"scene": {"things": [{}, {}]}})
+            world = env.unwrapped
+            told = [caption for caption in world.captions() if parse(caption).relations]
+            if told:
+                found.append((told[0], picture))
+    return found
+
+
+@pytest.mark.parametrize(("change", "share"), [("colour", 0.9), ("shape", 0.75), ("side", 0.9)])
+def test_a_picture_agrees_with_its_own_caption_rather_than_with_a_changed_one(model, scenes, change, share):
+    rng, right = np.random.default_rng(0), []
+    assert len(scenes) > 15
+    for caption, picture in scenes:
+        found = seen_in(picture[None], model.captioner, model.tokenizer)
+        if change == "side":
+            sides = {"left of": "right of", "right of": "left of"}
+            word = parse(caption).relations[0][1]
+            if word not in sides:
+                continue
+            other = caption.replace(word, sides[word], 1)
+        else:
+            other = swap(caption, change, rng)[0]
+        right.append(float(agreement(caption, found)) > float(agreement(other, found)))
+    assert len(right) > 8 and np.mean(right) >= share
+
+
+def test_the_best_of_several_is_one_of_them_and_agrees_most(model):
+    request = tasks.text_to_video(PROMPT, 1, world="Orbit")
+    one = model.trying(1)
+    each = np.concatenate([one.generate(request, seed=seed, steps=4) for seed in tried_seeds(5, 4)])
+    scores = agreement(PROMPT, seen_in(each, model.captioner, model.tokenizer))
+    for tries in (1, 2, 4):
+        kept = model.trying(tries).generate(request, seed=5, steps=4)[0].astype(int)
+        assert np.abs(kept - each[int(scores[:tries].argmax())]).max() <= 2
+
+
+def test_more_tries_begin_with_those_of_fewer():
+    assert tried_seeds(7, 1) == [7]
+    assert tried_seeds(7, 8)[:3] == tried_seeds(7, 3)
+    assert len({*tried_seeds(7, 8), *tried_seeds(8, 8)}) == 16
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_what_the_prompt_does_not_tell_is_not_tried_again(model, frames):
+    """Nothing known and words that name a thing: tried; all else made once."""
+    assert model.tries_for(tasks.text_to_video(PROMPT, frames)) == model.tries > 1
+    picture = np.zeros((64, 64, 3), np.uint8)
+    for request in (
+        tasks.text_to_video(None, frames),
+        tasks.text_to_video("a tree in the rain", frames),
+        tasks.image_to_video(picture, PROMPT, frames + 1),
+        tasks.edit(np.repeat(picture[None], frames, axis=0), PROMPT),
+    ):
+        assert not can_judge(request) and model.tries_for(request) == 1
+
+
+def test_a_clip_from_words_starts_with_the_picture_of_its_words(model):
+    picture = model.generate(tasks.text_to_video(PROMPT, 1, world="Orbit"), seed=3, steps=2)[0]
+    for request in (
+        tasks.text_to_video(PROMPT, 3, world="Orbit"),
+        tasks.text_to_video(PROMPT, 3, world="Orbit", cameras=orbit(3, height=64, width=64)),
+        tasks.loop(PROMPT, 4, world="Orbit"),
+    ):
+        video = model.generate(request, seed=3, steps=2)
+        assert np.array_equal(video[0], picture)
+        assert not request.closed or np.array_equal(video[-1], picture)
+
+
+def test_a_known_start_changes_nothing_else_of_a_request():
+    request = tasks.text_to_video(PROMPT, 4)
+    begun = starting_with(request, np.full((64, 64, 3), 9, np.uint8))
+    assert begun.held.tolist() == [True, False, False, False] and (begun.frames[0] == 9).all()
+    assert begun.prompt == request.prompt and not request.held.any() and not request.frames.any()
+
+
+def test_a_dream_starts_from_the_picture_that_generate_makes_of_asked_words(model):
+    """Words that are drawn are made once, as they cost no one's patience."""
+    with gymnasium.make("envs:orrery/Dream-v0", world="Orbit", model=model, tries=3) as env:
+        dream = env.unwrapped
+        frame, _ = env.reset(seed=1, options={"prompt": PROMPT})
+        request = tasks.text_to_video(PROMPT, 1, world="Orbit")
+        seed = dream._dream.seeds[0]
+        assert np.array_equal(frame, model.trying(3).generate(request, seed=seed)[0])
+        drawn, info = env.reset(seed=1)
+        _, once, _ = model.trying(1).start([info["prompt"]], "Orbit", [seed])
+        assert np.array_equal(drawn, once[0, 0])
+
+
+def test_no_tries_are_refused(model):
+    with pytest.raises(ValueError, match="tries must be at least 1, got 0"):
+        model.trying(0)
+
+
+def test_agreement_does_not_depend_on_the_pictures_beside(model, scenes):
+    pictures = np.stack([picture for _, picture in scenes[:4]])
+    together = agreement(PROMPT, seen_in(pictures, model.captioner, model.tokenizer))
+    alone = [agreement(PROMPT, seen_in(one[None], model.captioner, model.tokenizer)) for one in pictures]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-3, rtol=1e-3)

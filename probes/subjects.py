@@ -26,7 +26,7 @@ from probes.arrangement import Ask, Side
 from probes.checker import UNKNOWN, LabelledFrames
 from probes.prompt_following import Swap
 from recon3d.cameras import Cameras, from_transforms, intrinsics, look_at
-from simulator.canvas import image_to_video, text_to_video
+from simulator.canvas import extend, text_to_video
 from simulator.captions import parse, styles, swap
 from simulator.clips import HELD_OUT_SEED, list_episodes, read_episode
 from simulator.video import VIDEO_SUFFIXES, read_image, read_video
@@ -34,6 +34,7 @@ from simulator.words import COLOURS, FLOORS, SHAPES
 from simulator.world_model import WorldModel
 
 MOST_ASKED = 4
+LOOKED_AT = 16  # of given frames, at most, when a dream continues them
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 Actions = Float[np.ndarray, "steps a"]
@@ -198,16 +199,14 @@ class DreamSubject:
         return Clip(video, self.fps, cameras, None, prompt)
 
     def continuation(self, frames: Frames, length: int, seed: int) -> Clip:
-        """What follows the last frame without words and without action."""
+        """What follows the last frames, as many as the model looks back at, without words; nobody knows what
+        is done."""
         if length < 1:
             raise ValueError(f"length must be at least 1 frame, got {length}")
         factor = self.model.frames_per_step
-        steps = -(-length // factor)
-        still = np.zeros((steps, self.model.action_size(self.world)), np.float32)
-        canvas = image_to_video(
-            frames[-1], None, 1 + steps * factor, world=self.world, actions=still, time_factor=factor
-        )
-        video = self.model.generate(canvas, seed=seed)[1 : 1 + length]
+        steps, known = -(-length // factor), (min(len(frames), LOOKED_AT) - 1) // factor * factor + 1
+        canvas = extend(frames[-known:], None, steps * factor, world=self.world, time_factor=factor)
+        video = self.model.generate(canvas, seed=seed)[known : known + length]
         return Clip(video, self.fps, self._cameras(video))
 
 

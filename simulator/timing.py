@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from simulator.canvas import Canvas, from_draft
@@ -115,9 +114,9 @@ def _of_walk(
         before = estimate(model, first_view(canvas), steps, clock=clock, always=always)
     meet = [estimate(model, part, steps, clock=clock, always=always) for _, part in meetings(canvas, legs)]
     model = model.with_config(sampler_steps=steps) if steps else model
-    state, *_ = model.start([None], canvas.world or "", [0], images=canvas.frames[:1])
-    taken = []
-    for action in np.repeat(legs[0].actions[:1, None], 3, axis=0):
+    state, *_ = model.start([None], canvas.world, [0], images=canvas.frames[:1])
+    taken, action = [], None if legs[0].actions is None else legs[0].actions[:1]
+    for _ in range(3):
         begun = clock()
         state, *_ = model.step(state, action)
         taken.append(clock() - begun)

@@ -1,10 +1,11 @@
 """Canvases made on foot: step by step as rollouts, each frame in sight of those before.
 
-Those are the canvases that tell the actions from frame to frame, and camera sweeps: where a world's actions
-take its camera around a point, they lead from view to view. What is unknown is walked from what is known
-before it, and, in worlds whose actions can be undone, from what is known after it; the frames where both
-meet are made at once. A rollout drifts; so a whole turn too is walked both ways from its first view. All
-other canvases are made at once.
+What follows on known frames, or on a first one made from words, is walked: under the actions that the canvas
+tells, or under none that is known, which leaves it to the model what happens. In worlds whose actions can be
+undone, what comes before known frames is walked too, backwards; the frames where both ways meet are made at
+once. Camera sweeps are walked where a world's actions take its camera around a point and so lead from view to
+view; a rollout drifts, so a whole turn is walked both ways from its first view. All other canvases are made
+at once.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Dreamer(Protocol):
 
     def with_config(self, **changes: Any) -> Dreamer: ...
 
-    def start(self, prompts: Any, world: str, seeds: Any, *, images: Any = None) -> tuple: ...
+    def start(self, prompts: Any, world: str | None, seeds: Any, *, images: Any = None) -> tuple: ...
 
     def step(self, state: Any, actions: Any) -> tuple: ...
 
@@ -61,34 +62,36 @@ APART = 1e-3  # of two cameras, in radians and metres, so that they are two
 @dataclass(frozen=True)
 class Leg:
     """One way through a canvas. begins: the latent step that it sets out from. actions: of its control steps,
-    in [-1, 1], of the world's width. views: the latent step that is reached by each, or -1 between two."""
+    in [-1, 1], of the world's width, or None where nothing tells them. views: the latent step that is reached
+    by each, or -1 between two."""
 
     begins: int
-    actions: Float[np.ndarray, "steps a"]
+    actions: Float[np.ndarray, "steps a"] | None
     views: Int[np.ndarray, " steps"]
 
 
 def legs_of(model: Dreamer, canvas: Canvas) -> list[Leg]:
     """How the unknown frames of a canvas can be reached; empty where they must be made at once: what is known
-    is to be moved, there are shots, nothing tells the way, or it leads back where no action does."""
-    if len(canvas.start_level) < 2 or canvas.shot is not None or canvas.world is None:
+    is to be moved, there are shots, cameras that no actions lead to, or the way would lead back where none
+    does."""
+    if len(canvas.start_level) < 2 or canvas.shot is not None:
         return []
     if not np.isin(canvas.start_level, (HELD, FREE)).all():
         return []
-    if canvas.actions is not None:
-        return _told(model, canvas, canvas.actions)
-    return _sweep(model, canvas)
+    if canvas.actions is None and canvas.cameras is not None:
+        return _sweep(model, canvas)
+    return _on(model, canvas)
 
 
-def _told(model: Dreamer, canvas: Canvas, actions: Float[np.ndarray, "steps a"]) -> list[Leg]:
+def _on(model: Dreamer, canvas: Canvas) -> list[Leg]:
     """The ways into each unknown part of a canvas from what is known around it (of one that knows nothing:
     from its first frame)."""
-    held, world = canvas.held, canvas.world or ""
+    held, world, actions = canvas.held, canvas.world or "", canvas.actions
     if canvas.cameras is not None or (canvas.closed and not held[0]):
         return []
     known = held if held.any() else np.arange(len(held)) == 0
     undone = np.array(UNDONE[world]) if world in UNDONE and world not in model.origins else None
-    if model.frames_per_step > 1:
+    if model.frames_per_step > 1 or actions is None:
         undone = None  # seen from its end, a clip is of other latent steps
     legs, parts = [], _runs(known)
     begun, ended = dict(parts), {after: first for first, after in parts}
@@ -102,8 +105,9 @@ def _told(model: Dreamer, canvas: Canvas, actions: Float[np.ndarray, "steps a"])
         end = (first + after - MEET) // 2 if between else after if from_before else first
         if from_before and end > first:
             begins = max(ended[first], first - LOOK_BACK)
-            legs.append(Leg(begins, actions[begins : end - 1], np.arange(begins + 1, end)))
-        if from_after and undone is not None:
+            told = None if actions is None else actions[begins : end - 1]
+            legs.append(Leg(begins, told, np.arange(begins + 1, end)))
+        if from_after and undone is not None and actions is not None:
             begins = min(begun[after], after + LOOK_BACK) - 1
             views = np.arange(begins - 1, (end + MEET if between else end) - 1, -1)
             legs.append(Leg(begins, (undone * actions[views]).astype(np.float32), views))
@@ -154,7 +158,7 @@ def walked(
     """The frames of a canvas, dreamt on their ways, all with the same seed, and at once where these meet.
     steps: of the sampler, for each frame."""
     factor, prompt = model.frames_per_step, canvas.prompts[0] if canvas.prompts else None
-    video, world = canvas.frames.copy(), canvas.world or ""
+    video = canvas.frames.copy()
     walker = model.with_config(sampler_steps=steps) if steps else model
     if not canvas.held.any():
         video[:1] = model.generate(first_view(canvas), seed=seed, steps=steps, progress=progress)
@@ -165,8 +169,10 @@ def walked(
     total = sum(len(leg.views) for leg in legs)
     with tqdm(total=total, desc="walking", disable=not progress, mininterval=1) as bar:
         for leg in legs:
-            state, *_ = walker.start([prompt], world, [seed], images=video[place(leg.begins)][-1:])
-            for action, view in zip(leg.actions[:, None], leg.views.tolist(), strict=True):
+            begun = video[place(leg.begins)][-1:]
+            state, *_ = walker.start([prompt], canvas.world, [seed], images=begun)
+            for step, view in enumerate(leg.views.tolist()):
+                action = None if leg.actions is None else leg.actions[step : step + 1]
                 if view >= 0 and canvas.held[view]:
                     state = walker.observe(state, video[None, place(view)], action)
                 else:

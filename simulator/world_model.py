@@ -84,8 +84,8 @@ class WorldModel:
         self.captioner, self.tries = captioner, tries  # without a captioner nobody can judge tries
         self.origins = origins or {}  # of the worlds that were recorded from other envs
         self.tokenizer, self.transformer = tokenizer.eval(), transformer.eval()
-        self.worlds = config.worlds
-        self.height, self.width, self.time_step_s = config.height, config.width, config.time_step_s
+        self.worlds, self.time_step_s = config.worlds, config.time_step_s
+        self.height, self.width = config.height, config.width
 
     @staticmethod
     def load(name_or_path: str | Path = "default", device: str | torch.device = "cpu") -> WorldModel:
@@ -139,17 +139,16 @@ class WorldModel:
         return self.tries if self.captioner is not None and can_judge(canvas) else 1
 
     def draft_of(self, canvas: Canvas) -> Canvas | None:
-        """The same request, smaller, where its pictures are much larger than those of the training: what is
-        where is decided there. None where they are not, or where a draft is what the canvas holds."""
+        """The same request, smaller, where its pictures are much larger than the training's (else None)."""
         return smaller(canvas, (self.height, self.width), self._size_unit)
 
     def action_size(self, world: str) -> int:
-        """Width of the world's actions. Raises ValueError if this model does not know the world."""
+        """Width of a world's actions. Raises ValueError if this model does not know the world."""
         return self.conditioner.action_size(world)
 
     def averaging(self) -> WorldModel:
-        """The same weights, going to the mean of what may come instead of to one of its ways: nearer to any
-        truth, and the further on the more blurred."""
+        """The same weights, going to the mean of what may come: nearer to any truth, and the further on the
+        more blurred."""
         return self.with_config(large_steps=False, sampler_steps=1, schedule_power=1.0, commit=True)
 
     def with_config(self, **changes: float | int) -> WorldModel:
@@ -215,7 +214,7 @@ class WorldModel:
     def _at_once(
         self, canvas: Canvas, seeds: Sequence[int], steps: int | None, progress: bool
     ) -> UInt8[np.ndarray, "b t h w 3"]:
-        """A canvas whose frames are all made in sight of each other, once from each seed."""
+        """A canvas whose frames are made in sight of each other, once from each seed."""
         y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
         b, n, steps = len(seeds), len(canvas.start_level), steps or self.steps_for(canvas)
         start = torch.from_numpy(canvas.start_level).to(self.device).repeat(b, 1)
@@ -256,7 +255,7 @@ class WorldModel:
     def start(
         self,
         prompts: Sequence[str | None],
-        world: str,
+        world: str | None,
         seeds: Sequence[int],
         *,
         height: int | None = None,
@@ -288,9 +287,8 @@ class WorldModel:
         state, and the new rows' first frames and uncertainty. A fresh row is the dream that `start` begins
         with its prompt and seed."""
         ids = state.world[list(which)]
-        fresh, frames, uncertainty = self._begin(
-            prompts, ids, seeds, state.height, state.width, images, guidance
-        )
+        size = (state.height, state.width)
+        fresh, frames, uncertainty = self._begin(prompts, ids, seeds, *size, images, guidance)
         new = dict(zip(which, rows(fresh), strict=True))
         together = stacked([new.get(index, old) for index, old in enumerate(rows(state))])
         return together, frames, uncertainty
@@ -306,14 +304,13 @@ class WorldModel:
         guidance: float,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         if images is None:
-            how = {"height": height, "width": width, "guidance": guidance}
-            names = [(None, *self.worlds)[world] for world in worlds.tolist()]
-            first = [text_to_video(p, 1, world=w, **how) for p, w in zip(prompts, names, strict=True)]
+            how, names = {"height": height, "width": width, "guidance": guidance}, (None, *self.worlds)
+            asked = zip(prompts, worlds.tolist(), strict=True)
+            first = [text_to_video(prompt, 1, world=names[world], **how) for prompt, world in asked]
             if self.draft_of(first[0]) is not None or any(self.tries_for(canvas) > 1 for canvas in first):
-                made = [self.generate(canvas, seed=seed) for canvas, seed in zip(first, seeds, strict=True)]
-                images = np.concatenate(made)
-        text, known = self.conditioner.text(list(prompts))
-        b = len(prompts)
+                made = zip(first, seeds, strict=True)
+                images = np.concatenate([self.generate(canvas, seed=seed) for canvas, seed in made])
+        b, (text, known) = len(prompts), self.conditioner.text(list(prompts))
         y, x = (size // self.tokenizer.config.space_factor for size in (height, width))
         blank = torch.zeros(b, 1, self.tokenizer.config.channels, y, x, device=self.device)
         memory = self.transformer.nothing_yet(blank)
@@ -326,10 +323,8 @@ class WorldModel:
         else:
             noise = self._noise(state, 0, (1, self.tokenizer.config.channels, y, x))
             level, steps = torch.ones(b, 1, device=self.device), self.config.clip_steps
-            told = self.config.large_steps
-            latents, found = made_at_once(
-                self.transformer, noise, level, conditions, steps, guidance, told=told
-            )
+            how = (steps, guidance, 1.0, self.config.large_steps)
+            latents, found = made_at_once(self.transformer, noise, level, conditions, *how)
             uncertainty = np.sqrt(found.expected_error[:b].numpy(), dtype=np.float32)
         state = self._made(state, conditions, latents)
         state = state if self.config.commit else self._settled(state)
@@ -339,7 +334,7 @@ class WorldModel:
 
     @inference
     def step(
-        self, state: State, actions: Float[np.ndarray, "b a"]
+        self, state: State, actions: Float[np.ndarray, "b a"] | None
     ) -> tuple[
         State,
         UInt8[np.ndarray, "b f h w 3"],
@@ -347,10 +342,11 @@ class WorldModel:
         Bool[np.ndarray, " b"],
         Float[np.ndarray, " b"],
     ]:
-        """One control step of every row: new state, its frames, reward, terminated, and uncertainty (the
-        error that the model expects by now, root mean square in units of the latents' standard deviation:
-        what it expects of this step's first guess, on top of what is left of earlier steps')."""
-        conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None], state.world))
+        """One control step of every row, under actions or (None) whatever may happen: new state, its frames,
+        reward, terminated, and uncertainty (the error that the model expects by now, root mean square in
+        units of the latents' standard deviation: what it expects of this step's first guess, on top of what
+        is left of earlier steps')."""
+        conditions = self._step_conditions(state, actions)
         settled, latents, first, last = self._new_latents(state, conditions)
         made = self.config.commit
         state = self._made(settled, conditions, latents) if made else self._kept(settled, last)
@@ -368,7 +364,7 @@ class WorldModel:
 
     @inference
     def observe(
-        self, state: State, frames: UInt8[np.ndarray, "b f h w 3"], actions: Float[np.ndarray, "b a"]
+        self, state: State, frames: UInt8[np.ndarray, "b f h w 3"], actions: Float[np.ndarray, "b a"] | None
     ) -> State:
         """One control step that is not dreamt but seen: the frames that the actions truly led to. What comes
         next is dreamt from there, and nothing of it is in doubt yet.
@@ -379,7 +375,7 @@ class WorldModel:
         if frames.shape != asked or frames.dtype != np.uint8:
             got = f"{frames.shape} of {frames.dtype}"
             raise ValueError(f"frames of one observed step must be of shape {asked} and uint8, got {got}")
-        conditions = self._step_conditions(state, self.conditioner.actions(actions[:, None], state.world))
+        conditions = self._step_conditions(state, actions)
         latents = self.tokenizer.encode_stream(to_unit(frames, self.device), start=False)
         state = self._made(self._settled(state), conditions, latents)
         state = state if self.config.commit else self._settled(state)
@@ -388,12 +384,17 @@ class WorldModel:
 
     def _reward_scales(self, state: State) -> Float[np.ndarray, " b"]:
         """What each row's learned reward is multiplied with."""
-        names = [self.worlds[world - 1] for world in state.world.tolist()]
+        names = [(None, *self.worlds)[world] for world in state.world.tolist()]
         scales = [self.origins[name].reward_scale if name in self.origins else 1.0 for name in names]
         return np.array(scales, np.float32)
 
-    def _step_conditions(self, state: State, actions: Float[Tensor, "b 1 a"] | None) -> Conditions:
+    def _step_conditions(
+        self, state: State, actions: Float[np.ndarray, "b a"] | Float[Tensor, "b 1 wide"] | None
+    ) -> Conditions:
+        """Those of a control step; actions are as a world takes them, as the network does, or unknown."""
         y, x = (size // self.tokenizer.config.space_factor for size in (state.height, state.width))
+        if isinstance(actions, np.ndarray):
+            actions = self.conditioner.actions(actions[:, None], state.world)
         return self.conditioner.of_step(state, actions, y, x)
 
     def _predict(
@@ -429,7 +430,7 @@ class WorldModel:
         return dataclasses.replace(state, memory=memory, kept=kept, fresh=None), found.newest
 
     def _noise(self, state: State, draw: int, shape: tuple[int, ...]) -> Float[Tensor, "b ..."]:
-        """The first (0) or second (1) noise of each row's next latent step, by the row's own seed and age."""
+        """The first (0) or second (1) noise of each row's next latent step, by its own seed and age."""
         positions = zip(state.seeds, state.ages, strict=True)
         return torch.cat([row_noise([seed], 2 * age + draw, shape, self.device) for seed, age in positions])
 

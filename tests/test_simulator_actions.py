@@ -1,4 +1,4 @@
-"""What the simulator knows of how Orrery's own worlds read actions, asked of the true worlds and the dream."""
+"""How Orrery's own worlds read actions, as the simulator knows it: asked of the true worlds and the dream."""
 
 from typing import Any
 

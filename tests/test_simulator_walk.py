@@ -1,5 +1,5 @@
-"""Canvases on foot: what follows on known frames under told actions, and sweeps, whose actions from view to
-view are checked in the true world."""
+"""Canvases on foot: what follows on known frames, under told actions or none, and sweeps, whose actions from
+view to view are checked in the true world."""
 
 from typing import Any
 
@@ -136,6 +136,29 @@ def test_what_actions_lead_to_is_the_rollout_from_all_that_is_known(model: World
         assert np.array_equal(dreamt[0, -1], made)
 
 
+@pytest.mark.parametrize("world", ["Lab", None])
+def test_without_actions_what_follows_is_left_to_the_model(model: WorldModel, world: str | None):
+    """Walked as under told ones: the same from known frames as from the state that saw them, and no action at
+    all is another thing than an action of zeros."""
+    frames = told(5, 3)[0]
+    video = model.generate(extend(frames, "a red ball", 3, world=world), seed=5)
+    state, *_ = model.start(["a red ball"], world, [5], images=frames[:1])
+    for frame in frames[1:]:
+        state = model.observe(state, frame[None, None], None)
+    for frame in video[3:]:
+        state, made, *_ = model.step(state, None)
+        assert np.abs(made[0, -1].astype(int) - frame).max() <= 2
+    if world is not None:
+        still = np.zeros((5, 4), np.float32)
+        other = model.generate(extend(frames, "a red ball", 3, world=world, actions=still), seed=5)
+        assert np.abs(video[3:].astype(int) - other[3:]).mean() > 0.5
+
+
+def test_a_longer_walk_without_actions_begins_as_a_shorter_one(model: WorldModel):
+    short, longer = (model.generate(text_to_video("a red ball", n, world="Orbit"), seed=1) for n in (3, 6))
+    assert np.array_equal(short, longer[:3])
+
+
 def test_asked_for_sampler_steps_are_taken_for_each_frame(model: WorldModel):
     frames, actions = told(3)
     request = image_to_video(frames[0], None, 4, world="Room", actions=actions)
@@ -232,6 +255,8 @@ def test_what_is_cut_or_moved_or_cannot_be_undone_is_made_at_once(model: WorldMo
         Canvas(None, still, np.full(7, 0.6), **how),
         Canvas(("a", "b"), still, one + 1.0, shot=one, **how),
         infill(frames[:1], frames[1:], None, 2, world="Room", actions=actions[:3]),
+        extend_back(frames, None, 5, world="Room"),
+        infill(frames[:1], frames[1:], None, 5, world="Orbit"),
     ]
     assert [legs_of(model, request) for request in requests] == [[]] * len(requests)
 
@@ -240,6 +265,6 @@ def test_a_rollout_longer_than_memory_holds_as_one_clip_is_made(model: WorldMode
     frames, actions = told(30)
     monkeypatch.setattr("simulator.memory.free_bytes", lambda device: 5e6)
     with pytest.raises(ValueError, match="at most"):
-        model.generate(image_to_video(frames[0], None, 31), seed=0)
+        model.generate(infill(frames[:1], frames[:1], None, 29), seed=0)
     request = image_to_video(frames[0], None, 31, world="Room", actions=actions)
     assert len(model.generate(request, seed=0)) == 31

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recon3d.sweeps import orbit
-from simulator.canvas import image_to_video, text_to_video
+from simulator.canvas import infill, loop, text_to_video
 from simulator.timing import estimate
 from simulator.world_model import WorldModel
 
@@ -30,13 +30,21 @@ def test_the_estimate_is_near_what_it_takes(model, frames, size, guidance):
 
 
 def test_the_estimate_grows_with_steps_frames_and_known_pictures(model):
-    canvas = text_to_video("a red mug", 3)
+    canvas = loop("a tree", 4)  # made at once, and nobody can judge tries
     few, many = (estimate(model, canvas, steps, clock=time.process_time) for steps in (2, 40))
     assert many.seconds > 4 * few.seconds and many.steps == 40
     assert estimate(model, canvas).steps == model.steps_for(canvas)
-    picture = image_to_video(np.zeros((64, 64, 3), np.uint8), None, 3)
-    assert estimate(model, picture, 2).rest_s > 0
+    black = np.zeros((1, 64, 64, 3), np.uint8)
+    assert estimate(model, infill(black, black, None, 2), 2).rest_s > 0
     assert "2 steps of" in few.words and "about" in few.words
+
+
+def test_tries_are_counted(model):
+    canvas = text_to_video("a red mug", 1)
+    once, often = (estimate(model.trying(n), canvas, 4, clock=time.process_time) for n in (1, 8))
+    assert 4 < often.seconds / once.seconds < 16
+    clip = estimate(model.trying(8), loop("a red mug", 4), 4, clock=time.process_time)
+    assert "for 8 first pictures" in clip.words
 
 
 def test_what_is_soon_done_is_not_calibrated_for(model):

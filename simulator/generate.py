@@ -32,6 +32,7 @@ from simulator.video import (
 from simulator.world_model import WorldModel
 
 Task = Literal["animate", "extend", "extend-back", "infill", "loop", "blend", "edit", "upscale"]
+FRAMES = 16  # of a video, where nothing is asked
 CONTEXT = 8  # latent steps of a given clip that a task looks at, on each side
 SWEEPS = {"orbit": orbit, "arc": arc, "dolly": dolly, "revisit": revisit}
 
@@ -69,7 +70,9 @@ class Request:
 def from_words(request: Request, height: int, width: int) -> Canvas:
     """A picture, a video, shots or a loop from words alone."""
     frames = request.frames
-    if request.task == "loop" and request.time_factor == 1:
+    if request.task == "loop":
+        if frames % request.time_factor:
+            raise ValueError(f"--frames of a loop must be a multiple of {request.time_factor}, got {frames}")
         frames += 1  # the last, which is the first again, is left out
     given = request.given(tasks.latent_steps(frames, request.time_factor), height, width)
     size = {"height": height, "width": width, "time_factor": request.time_factor}
@@ -196,7 +199,9 @@ def generate(
     output: Annotated[
         Path, tyro.conf.arg(aliases=["-o"], help="a video (.mp4), or a picture (.png) for --frames 1")
     ],
-    frames: Annotated[int, tyro.conf.arg(help="to make, beside those of --video; 1 makes a picture")] = 16,
+    frames: Annotated[
+        int | None, tyro.conf.arg(help=f"to make, beside those of --video; {FRAMES} by default, 1: a picture")
+    ] = None,
     height: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     width: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     image: Annotated[Path | None, tyro.conf.arg(help="picture that the video starts with")] = None,
@@ -236,6 +241,9 @@ def generate(
     device: str = "cpu",
 ) -> int:
     """Make a video, a picture or a camera sweep from words, or from clips and words."""
+    if frames is not None and task in ("edit", "upscale"):
+        raise ValueError(f"--frames goes with other tasks than {task}, which makes as many as the clip has")
+    frames = FRAMES if frames is None else frames
     still = frames == 1 and not video and task in (None, "animate")
     suffixes = IMAGE_SUFFIXES if still else WRITTEN_SUFFIXES
     if output.suffix.lower() not in suffixes:

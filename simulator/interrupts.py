@@ -15,12 +15,14 @@ SAVING = b"\ninterrupted: this step is finished and saved first; once more stops
 
 
 @contextmanager
-def between_steps(clock: Clock, alone: bool = True) -> Iterator[Callable[[], bool]]:
+def between_steps(
+    clock: Clock, alone: bool = True, then: str = "--resume goes on from there"
+) -> Iterator[Callable[[], bool]]:
     """Ctrl-C inside the block only asks: what the block gets says whether it did, and the block is to save
     and end. Then it goes on as KeyboardInterrupt. The second Ctrl-C interrupts at once.
 
     alone: without other processes, with which saving would have to be agreed; else nothing changes, as where
-    Ctrl-C is ignored or handled by someone else.
+    Ctrl-C is ignored or handled by someone else. then: what whoever stopped it can do.
     """
     asked = threading.Event()
 
@@ -40,4 +42,4 @@ def between_steps(clock: Clock, alone: bool = True) -> Iterator[Callable[[], boo
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if asked.is_set() and clock.progress < 1:
-        raise KeyboardInterrupt(f"interrupted at step {clock.step}; --resume goes on from there")
+        raise KeyboardInterrupt(f"interrupted at step {clock.step}; {then}")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simulator.flow import Levels, move, schedule
-from simulator.transformer import Conditions, Prediction, Transformer
+from simulator.transformer import Prediction
 
 Noisy = Float[Tensor, "b n c y x"]
 
@@ -60,37 +60,3 @@ def denoise(
 def guided(with_prompt: Tensor, without: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance in data space (Ho & Salimans 2022, eq. 6)."""
     return without + guidance * (with_prompt - without)
-
-
-def made_at_once(
-    transformer: Transformer,
-    noisy: Noisy,
-    start_level: Levels,
-    conditions: Conditions,
-    steps: int,
-    guidance: float = 1.0,
-    power: float = 1.0,
-    told: bool = False,
-    closed: bool = False,
-    report: Callable[[], object] = lambda: None,
-) -> tuple[Noisy, Prediction]:
-    """Whole clips, every frame in sight of all others: clean latents, and the first call's prediction.
-
-    told: the network is told how far each step goes (`TransformerConfig`'s large steps). closed, report: see
-    `denoise`.
-    """
-    b, guide = len(noisy), guidance != 1 and bool(conditions.text_known.any())
-    if guide:
-        unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
-        conditions = Conditions(*(torch.cat(pair) for pair in zip(conditions, unprompted, strict=True)))
-    rows = 2 if guide else 1
-
-    def predict(noisy: Noisy, level: Levels, next_level: Levels) -> Prediction:
-        goes_to = next_level.repeat(rows, 1) if told else None
-        found = transformer(
-            noisy.repeat(rows, 1, 1, 1, 1), level.repeat(rows, 1), conditions, next_level=goes_to
-        )
-        return found._replace(data=guided(found.data[:b], found.data[b:], guidance)) if guide else found
-
-    clean, first, _ = denoise(predict, noisy, start_level, steps, power, closed, report)
-    return clean, first

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -15,15 +16,16 @@ import torch.nn.functional as F
 import tyro
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from simulator import flags
 from simulator.captioner import CONFIG, PRESETS, Captioner, Found, save_captioner
 from simulator.checkpoint import check_writable, code_version, fingerprint
 from simulator.clips import training_episodes
 from simulator.devices import device_named
+from simulator.interrupts import between_steps
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
+from simulator.progress import shown
 from simulator.sightings import ABSENT, ALL_KINDS, SEEN, UNCLEAR, SeenLatents, load_sightings
 from simulator.tokenizer import Latents
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
@@ -41,7 +43,7 @@ class CaptionerTraining:
     minutes: float = 8.0  # of training, at most; 0: any number
     matrix_rate: float = 3e-3  # Muon's learning rate
     other_rate: float = 2e-3  # AdamW's learning rate
-    latent_noise: float = 0.15  # standard deviation; what video files and dreams do to latents
+    latent_noise: float = 0.3  # standard deviation, at most; what video files and dreams do to latents
     from_start: float = 0.4  # share of clips that begin at the episode's first frame
     longest: int = 40  # frames from a clip's first to its last, at most
     ema_decay: float = 0.998
@@ -157,14 +159,15 @@ def train_captioner(
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
     learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
     out.mkdir(parents=True, exist_ok=True)
-    fit(learner, episodes, training, rng, out)
-    made = {"episodes": len(episodes.latents), "steps": learner.clock.step, "seed": seed}
-    made |= {
-        "minutes": round(learner.clock.seconds / 60, 1),
-        "code": code_version(),
-        "training": asdict(training),
-    }
-    save_captioner(out, learner.ema, encoder, made)
+
+    def save() -> None:
+        made = {"episodes": len(episodes.latents), "steps": learner.clock.step, "seed": seed}
+        made |= {"minutes": round(learner.clock.seconds / 60, 1), "code": code_version()}
+        save_captioner(out, learner.ema, encoder, made | {"training": asdict(training)})
+
+    with between_steps(learner.clock, then=f"{out} holds what it had learned") as asked_to_stop:
+        fit(learner, episodes, training, rng, out, asked_to_stop)
+        save()
     return 0
 
 
@@ -174,24 +177,25 @@ def fit(
     training: CaptionerTraining,
     rng: np.random.Generator,
     out: Path,
+    asked_to_stop: Callable[[], bool],
 ) -> None:
     """The loop. Single frames and clips take turns."""
     model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
-    with tqdm(total=100, desc="training", unit="%", mininterval=2) as bar:
-        while clock.progress < 1:
+    with shown("captioner", clock) as show:
+        while clock.progress < 1 and not asked_to_stop():
             frames = 1 if clock.step % 2 else model.config.frames
             lesson = Lesson(*(part.to(where) for part in draw_lesson(episodes, training, frames, rng)))
-            noise = training.latent_noise * torch.randn_like(lesson.latents.float())
+            latents = lesson.latents.float()
+            noise = training.latent_noise * torch.rand_like(latents[:, :1, :1, :1, :1])
             set_rates(learner.optimizers, rate_factor(clock.progress))
             with fast_precision(where):
-                found = model(lesson.latents.float() + noise)
+                found = model(latents + noise * torch.randn_like(latents))
             loss = loss_of(found, lesson)
             loss.backward()
             take_step(learner, training.ema_decay)
-            bar.update(100 * clock.progress - bar.n)
             if clock.step % 50 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}", step=clock.step)
+                show(f"loss {loss.item():.3f}")
                 line = {"step": clock.step, "seconds": round(clock.seconds), "loss": round(loss.item(), 4)}
                 with (out / "metrics.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")

@@ -19,8 +19,18 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from simulator.at_once import frames_at_once, made_at_once
 from simulator.cache import extended, first_frame_of
-from simulator.canvas import DRAFT_LEVEL, Canvas, check_size, drafted, from_draft, smaller, text_to_video
+from simulator.canvas import (
+    DRAFT_LEVEL,
+    FREE,
+    Canvas,
+    check_size,
+    drafted,
+    from_draft,
+    smaller,
+    text_to_video,
+)
 from simulator.captioner import CONFIG as CAPTIONER
 from simulator.captioner import Captioner, load_captioner
 from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
@@ -31,7 +41,7 @@ from simulator.flow import Levels, add_noise
 from simulator.memory import check_attention
 from simulator.origin import Origin
 from simulator.precision import inference, rounded
-from simulator.sampling import denoise, made_at_once, row_noise
+from simulator.sampling import denoise, row_noise
 from simulator.state import State, Steps, rows, stacked, visible
 from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
@@ -57,7 +67,6 @@ class WorldModelConfig:
     commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it
 
 
-DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
 DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the next
 
 
@@ -130,9 +139,14 @@ class WorldModel:
         return self.tokenizer.config.time_factor
 
     def steps_for(self, canvas: Canvas) -> int:
-        """Sampler steps of a canvas where none are asked for: few where little is open."""
+        """Sampler steps of a canvas where none are asked for: few where little is open, and half as many
+        where the network is told how far they go."""
         little = canvas.determined or canvas.start_level.max() <= DRAFT_LEVEL
-        return max(1, self.config.clip_steps // (4 if little else 1))
+        return max(1, self.config.clip_steps // (4 if little else 1) // (2 if self._tells(canvas) else 1))
+
+    def _tells(self, canvas: Canvas) -> bool:
+        """Whether the network is told so: where much is open; else the mean of what may come is nearer."""
+        return self.config.large_steps and not canvas.determined and bool((canvas.start_level == FREE).any())
 
     def tries_for(self, canvas: Canvas) -> int:
         """First pictures that are made of a canvas, of which the one that shows best what it says is kept."""
@@ -214,25 +228,10 @@ class WorldModel:
     def _at_once(
         self, canvas: Canvas, seeds: Sequence[int], steps: int | None, progress: bool
     ) -> UInt8[np.ndarray, "b t h w 3"]:
-        """A canvas whose frames are made in sight of each other, once from each seed."""
-        y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
-        b, n, steps = len(seeds), len(canvas.start_level), steps or self.steps_for(canvas)
-        start = torch.from_numpy(canvas.start_level).to(self.device).repeat(b, 1)
-        data = noise = row_noise(list(seeds), 0, (n, self.tokenizer.config.channels, y, x), self.device)
-        if bool((start < 1).any()):
-            data = self.tokenizer.encode(to_unit(canvas.frames[None], self.device))
-        conditions = Conditions(*(torch.cat([part] * b) for part in self.conditioner.of_canvas(canvas, y, x)))
-        power = DETERMINED_POWER if canvas.determined else 1.0
-        how = (canvas.guidance, power, self.config.large_steps, canvas.closed)
+        steps, parts = steps or self.steps_for(canvas), (self.tokenizer, self.transformer, self.conditioner)
         said = f"generating {'x'.join(map(str, canvas.frames.shape[1:3]))}"
         with tqdm(total=steps, desc=said, disable=not progress, mininterval=1) as bar:
-            noisy = add_noise(data, noise, start)
-            clean, _ = made_at_once(self.transformer, noisy, start, conditions, steps, *how, bar.update)
-        video = to_uint8(self.tokenizer.decode(clean))
-        if canvas.closed:
-            video[:, 0] = video[:, -1]  # as decoded in view of the frames before it
-        video[:, canvas.held_frames] = canvas.frames[canvas.held_frames]
-        return video
+            return frames_at_once(*parts, canvas, seeds, steps, self._tells(canvas), bar.update)
 
     def check(self, canvas: Canvas, steps: int | None = None) -> None:
         """Raises ValueError if `generate` cannot make this canvas: its size, length, conditions or memory."""
@@ -322,8 +321,8 @@ class WorldModel:
             uncertainty = np.zeros(b, np.float32)
         else:
             noise = self._noise(state, 0, (1, self.tokenizer.config.channels, y, x))
-            level, steps = torch.ones(b, 1, device=self.device), self.config.clip_steps
-            how = (steps, guidance, 1.0, self.config.large_steps)
+            level, steps = torch.ones(b, 1, device=self.device), self.steps_for(first[0])
+            how = (steps, guidance, 1.0, self._tells(first[0]))
             latents, found = made_at_once(self.transformer, noise, level, conditions, *how)
             uncertainty = np.sqrt(found.expected_error[:b].numpy(), dtype=np.float32)
         state = self._made(state, conditions, latents)

@@ -2,6 +2,8 @@
 it sees."""
 
 import json
+import os
+import signal
 
 import gymnasium
 import numpy as np
@@ -23,10 +25,11 @@ from simulator.captioner import (
 )
 from simulator.captions import STYLES, Seen, parse
 from simulator.clips import list_episodes, read_episode
+from simulator.optim import Clock, take_step
 from simulator.sightings import ABSENT, SEEN, load_sightings, sightings
 from simulator.tokenizer import PRESETS, Tokenizer
-from simulator.train_captioner import CaptionerTraining, Lesson, draw_lesson, loss_of
-from simulator.train_tokenizer import load_tokenizer
+from simulator.train_captioner import CaptionerTraining, Lesson, draw_lesson, loss_of, train_captioner
+from simulator.train_tokenizer import TRAININGS, load_tokenizer, save
 from simulator.video import write_image, write_video
 from simulator.words import COLOURS, SHAPES, WORLDS
 
@@ -117,6 +120,29 @@ def test_a_tiny_captioner_learns_a_handful_of_clips(episodes):
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+
+
+def test_an_interrupted_training_keeps_what_it_had_learned(episodes, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    tokenizer, out = tiny_tokenizer(), tmp_path / "captioner"
+    save(tmp_path / "tokenizer", tokenizer, TRAININGS["tiny"], Clock(1, 0.0), 0.0)
+
+    def ctrl_c_in_the_third_step(learner, ema_decay):
+        if learner.clock.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        take_step(learner, ema_decay)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr("simulator.train_captioner.take_step", ctrl_c_in_the_third_step)
+    try:
+        with pytest.raises(
+            KeyboardInterrupt, match=f"interrupted at step 3; {out} holds what it had learned"
+        ):
+            train_captioner(episodes, tmp_path / "tokenizer", out, preset="tiny", steps=50)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert json.loads((out / CONFIG).read_text())["made"]["steps"] == 3
+    load_captioner(out, load_tokenizer(tmp_path / "tokenizer"))
 
 
 def test_lessons_repeat_under_their_seed_and_know_what_they_do_not(episodes):

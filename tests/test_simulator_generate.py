@@ -159,6 +159,8 @@ def test_a_clip_of_another_frame_rate_is_said_to_play_at_the_models(tmp_path: Pa
         (["--level", "0.5"], "--level goes with --task edit, blend or upscale"),
         (["-o", "x.gif"], "must end in .mp4, .mov, .mkv, .avi"),
         (["-o", "x.png", "--task", "extend", "--frames", "1"], "must end in .mp4"),
+        (["--task", "edit", "--frames", "3"], "--frames goes with other tasks than edit"),
+        (["--tries", "0"], "--tries must be at least 1, got 0"),
     ],
 )
 def test_flags_that_say_nothing_are_refused_before_any_work(flags, rule, capsys, monkeypatch, tmp_path):

@@ -198,7 +198,7 @@ class DreamRollout:
         self._model, self._rows = model, rows
         self._actions = np.random.default_rng(seed).uniform(-1, 1, (64, rows, model.action_size("Room")))
         seeds = [HELD_OUT_SEED + seed + row for row in range(rows)]
-        prompts = ["a red ball on the floor"] * rows
+        prompts = ["a room"] * rows  # nothing to try several first pictures for
         self._state, _, _ = model.start(prompts, "Room", seeds, height=size, width=size)
         self._count = 0
         if isinstance(model, FullWindow):

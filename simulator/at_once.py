@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float
 
 from simulator.canvas import Canvas
 from simulator.conditions import Conditioner
@@ -14,9 +14,10 @@ from simulator.flow import Levels, add_noise
 from simulator.sampling import Noisy, denoise, guided, row_noise
 from simulator.tokenizer import Tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer
-from simulator.video import to_uint8, to_unit
+from simulator.video import Frames, to_uint8, to_unit
 
 DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
+TOGETHER = 16  # pictures that are made in one batch
 
 
 def frames_at_once(
@@ -24,26 +25,46 @@ def frames_at_once(
     transformer: Transformer,
     conditioner: Conditioner,
     canvas: Canvas,
-    seeds: Sequence[int],
+    seed: int,
     steps: int,
+    power: float,
     told: bool,
     report: Callable[[], object],
-) -> UInt8[np.ndarray, "b t h w 3"]:
-    """A canvas' frames, once from each seed. told, report: see `made_at_once`."""
+) -> Frames:
+    """A canvas' frames. power, told, report: see `made_at_once`."""
     y, x = (side // tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
-    b, n, device = len(seeds), len(canvas.start_level), conditioner.device
-    start = torch.from_numpy(canvas.start_level).to(device).repeat(b, 1)
-    data = noise = row_noise(list(seeds), 0, (n, tokenizer.config.channels, y, x), device)
+    start = torch.from_numpy(canvas.start_level).float().to(conditioner.device)[None]
+    data = noise = row_noise([seed], 0, (start.shape[1], tokenizer.config.channels, y, x), start.device)
     if bool((start < 1).any()):
-        data = tokenizer.encode(to_unit(canvas.frames[None], device))
-    conditions = Conditions(*(torch.cat([part] * b) for part in conditioner.of_canvas(canvas, y, x)))
-    how = (canvas.guidance, DETERMINED_POWER if canvas.determined else 1.0, told, canvas.closed, report)
-    clean, _ = made_at_once(transformer, add_noise(data, noise, start), start, conditions, steps, *how)
-    video = to_uint8(tokenizer.decode(clean))
+        data = tokenizer.encode(to_unit(canvas.frames[None], start.device))
+    noisy, conditions = add_noise(data, noise, start), conditioner.of_canvas(canvas, y, x)
+    how = (steps, canvas.guidance, power, told, canvas.closed, report)
+    clean, _ = made_at_once(transformer, noisy, start, conditions, *how)
+    video = to_uint8(tokenizer.decode(clean))[0]
     if canvas.closed:
-        video[:, 0] = video[:, -1]  # as decoded in view of the frames before it
-    video[:, canvas.held_frames] = canvas.frames[canvas.held_frames]
+        video[0] = video[-1]  # as decoded in view of the frames before it
+    video[canvas.held_frames] = canvas.frames[canvas.held_frames]
     return video
+
+
+def pictures_at_once(
+    transformer: Transformer,
+    noise: Noisy,
+    conditions: Conditions,
+    steps: int,
+    guidance: float,
+    told: bool,
+) -> tuple[Noisy, Float[np.ndarray, " b"]]:
+    """Single frames from noise alone, in batches: clean latents, and the mean squared error that the network
+    expects of its first guess at each. told: see `made_at_once`."""
+    latents, errors = [], []
+    for at in range(0, len(noise), TOGETHER):
+        part, own = noise[at : at + TOGETHER], Conditions(*(each[at : at + TOGETHER] for each in conditions))
+        level = torch.ones(len(part), 1, device=part.device)
+        clean, first = made_at_once(transformer, part, level, own, steps, guidance, told=told)
+        latents.append(clean)
+        errors.append(first.expected_error[: len(part)].numpy())
+    return torch.cat(latents), np.concatenate(errors)
 
 
 def made_at_once(

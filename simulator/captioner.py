@@ -162,6 +162,16 @@ def load_captioner(folder: Path, tokenizer: Tokenizer) -> Captioner:
     return captioner.to(next(tokenizer.parameters()).device).eval().requires_grad_(False)
 
 
+def captioner_for(folder: Path, tokenizer: Tokenizer) -> Captioner | None:
+    """The captioner of a model's folder, or else the shipped one, if it reads this tokenizer's latents."""
+    for place in (folder, PRETRAINED):
+        if (place / CONFIG).exists():
+            made_for = read_json(place / CONFIG)
+            if (made_for.get("encoder"), made_for.get("words")) == (encoder_version(tokenizer), words()):
+                return load_captioner(place, tokenizer)
+    return None
+
+
 @dataclass(frozen=True)
 class Description:
     """What a clip shows: things of the first frame (nearest first), things that come into view later, and

@@ -6,18 +6,23 @@ reads them, and what counts is the probability that it gives to what the prompt 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from simulator.at_once import pictures_at_once
 from simulator.canvas import FREE, HELD, Canvas
 from simulator.captioner import Captioner, Found, seen_in
 from simulator.captions import DEPTH_GAP_M, SIDE_GAP, parse
-from simulator.tokenizer import Tokenizer
-from simulator.video import Frames
+from simulator.sampling import row_noise
+from simulator.tokenizer import Latents, Tokenizer
+from simulator.transformer import Conditions, Transformer
+from simulator.video import to_uint8
 from simulator.words import COLOURS, FLOORS, SHAPES, SIZES, WALLS
 
 TRIES = 8
@@ -72,14 +77,42 @@ def _class(logits: Float[Tensor, "b k"], index: int) -> Float[Tensor, " b"]:
     return F.log_softmax(logits, dim=-1)[:, index]
 
 
-def best_of(prompt: str, pictures: Frames, captioner: Captioner, tokenizer: Tokenizer) -> int:
-    """Which of the pictures shows best what the prompt says."""
-    return int(agreement(prompt, seen_in(pictures, captioner, tokenizer)).argmax())
+def best_latents(
+    captioner: Captioner | None,
+    tokenizer: Tokenizer,
+    transformer: Transformer,
+    asked: Sequence[Canvas],
+    conditions: Conditions,
+    seeds: Sequence[int],
+    tries: Sequence[int],
+    steps: int,
+    told: bool,
+) -> tuple[Latents, Float[np.ndarray, " b"]]:
+    """The latents of one picture a row, of so many tries the best, and the mean squared error that the
+    network expects of them. A row depends on its own request, conditions and seed alone. told: see
+    `made_at_once`."""
+    tried = [seed for row in zip(seeds, tries, strict=True) for seed in tried_seeds(*row)]
+    shape = (1, tokenizer.config.channels, *conditions.rays.shape[-2:])
+    noise = row_noise(tried, 0, shape, conditions.rays.device)
+    counts = torch.tensor(tries, device=noise.device)
+    each = Conditions(*(part.repeat_interleave(counts, dim=0) for part in conditions))
+    latents, errors = pictures_at_once(transformer, noise, each, steps, asked[0].guidance, told)
+    kept, first = [], 0
+    for canvas, count in zip(asked, tries, strict=True):
+        best = 0
+        if count > 1 and captioner is not None:
+            pictures = to_uint8(tokenizer.decode(latents[first : first + count]))[:, 0]
+            found = seen_in(pictures, captioner, tokenizer)
+            best = int(agreement(canvas.prompts[0], found).argmax())
+        kept.append(first + best)
+        first += count
+    return latents[kept], errors[kept]
 
 
 def starting_with(canvas: Canvas, picture: UInt8[np.ndarray, "h w 3"]) -> Canvas:
     """The same request with its first frame known (of a loop its last too, which is the first)."""
     frames, level = canvas.frames.copy(), canvas.start_level.copy()
-    ends = [0, -1] if canvas.closed else [0]
-    frames[ends], level[ends] = picture, HELD
+    frames[0], level[0] = picture, HELD
+    if canvas.closed:
+        frames[-((len(frames) - 1) // (len(level) - 1)) :], level[-1] = picture, HELD
     return replace(canvas, frames=frames, start_level=level)

@@ -53,10 +53,13 @@ class Conditioner:
     def actions(
         self, actions: Float[np.ndarray, "b n a"], worlds: Int[Tensor, " b"]
     ) -> Float[Tensor, "b n wide"]:
-        """Actions of rows of these worlds (`world_ids`), as the network takes them."""
+        """Actions of rows of these worlds (`world_ids`), as the network takes them. Raises ValueError if they
+        are not of their worlds' widths."""
         names = [(None, *self.worlds)[index] for index in worlds.tolist()]
         wide = torch.zeros(*actions.shape[:2], self.config.action_width)
         for row, (told, name) in enumerate(zip(actions, names, strict=True)):
+            if name is None or actions.shape[2] != self.action_size(name):
+                raise ValueError(f"actions of width {actions.shape[2]} do not fit world {name!r}")
             told = pressed(told, name) if name in self.own else np.asarray(told, np.float32)
             wide[row, :, : actions.shape[2]] = torch.from_numpy(told)
         return wide.to(self.device)

@@ -180,8 +180,15 @@ def expanded_shots(prompt: str, world: str | None, seed: int) -> str:
     return told[0] if len(told) == 1 else " ".join(f"shot {k}: {text}" for k, text in enumerate(told, 1))
 
 
-def check_flags(counts: dict[str, int | None], seed: int, level: float | None, task: Task | None) -> None:
-    """Raises ValueError for flags that say nothing."""
+def check_flags(
+    counts: dict[str, int | None],
+    seed: int,
+    level: float | None,
+    task: Task | None,
+    output: Path,
+    still: bool,
+) -> None:
+    """Raises ValueError for flags that say nothing, or an output that cannot be written."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
@@ -189,6 +196,12 @@ def check_flags(counts: dict[str, int | None], seed: int, level: float | None, t
         raise ValueError(f"--seed must be 0 or more, got {seed}")
     if level is not None and task not in ("edit", "blend", "upscale"):
         raise ValueError(f"--level goes with --task edit, blend or upscale, got {task}")
+    if counts["frames"] is not None and task in ("edit", "upscale"):
+        raise ValueError(f"--frames goes with other tasks than {task}, which makes as many as the clip has")
+    suffixes = IMAGE_SUFFIXES if still else WRITTEN_SUFFIXES
+    if output.suffix.lower() not in suffixes:
+        raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {counts['frames']}")
+    check_writable(output.parent)
 
 
 def generate(
@@ -200,7 +213,7 @@ def generate(
         Path, tyro.conf.arg(aliases=["-o"], help="a video (.mp4), or a picture (.png) for --frames 1")
     ],
     frames: Annotated[
-        int | None, tyro.conf.arg(help=f"to make, beside those of --video; {FRAMES} by default, 1: a picture")
+        int | None, tyro.conf.arg(help=f"beside those of --video; {FRAMES}; 1: a picture")
     ] = None,
     height: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     width: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
@@ -226,31 +239,19 @@ def generate(
         str | None, tyro.conf.arg(help="Room, Orbit or Lab; Orbit by default for a sweep")
     ] = None,
     seed: int = 0,
-    expand: Annotated[
-        bool, tyro.conf.arg(help="fill in what the prompt leaves open first (see `orrery expand`)")
-    ] = False,
+    expand: Annotated[bool, tyro.conf.arg(help="fill in what the prompt leaves open first")] = False,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps")] = None,
-    guidance: Annotated[float, tyro.conf.arg(help="how strongly the prompt pulls; 1 is not at all")] = 3.0,
-    tries: Annotated[
-        int, tyro.conf.arg(help="first pictures made from words alone, of which the captioner keeps the best")
-    ] = TRIES,
+    guidance: Annotated[float, tyro.conf.arg(help="pull of words on what is made at once; 1: none")] = 3.0,
+    tries: Annotated[int, tyro.conf.arg(help="first pictures made of words, to keep the best")] = TRIES,
     scale: Annotated[int, tyro.conf.arg(help="repeat each pixel so many times in the file")] = 1,
-    checkpoint: Annotated[
-        str, tyro.conf.arg(help="'default' or a folder of `orrery train world`")
-    ] = "default",
+    checkpoint: Annotated[str, tyro.conf.arg(help="or a folder of `orrery train world`")] = "default",
     device: str = "cpu",
 ) -> int:
     """Make a video, a picture or a camera sweep from words, or from clips and words."""
-    if frames is not None and task in ("edit", "upscale"):
-        raise ValueError(f"--frames goes with other tasks than {task}, which makes as many as the clip has")
-    frames = FRAMES if frames is None else frames
     still = frames == 1 and not video and task in (None, "animate")
-    suffixes = IMAGE_SUFFIXES if still else WRITTEN_SUFFIXES
-    if output.suffix.lower() not in suffixes:
-        raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {frames}")
     counts = {"frames": frames, "scale": scale, "height": height, "width": width, "tries": tries}
-    check_flags(counts, seed, level, task)
-    check_writable(output.parent)
+    check_flags(counts, seed, level, task, output, still)
+    frames = FRAMES if frames is None else frames
     clips, rates = read_clips(image, video, height, width, task)
     model = WorldModel.load(checkpoint, device).trying(tries)
     world = world or ("Orbit" if sweep else None)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from simulator.canvas import Canvas, from_draft
-from simulator.choosing import starting_with
 from simulator.precision import fast_precision
 from simulator.video import to_unit
 from simulator.walk import Leg, first_view, legs_of, meetings
@@ -69,8 +68,7 @@ def estimate(
     if (tries := model.tries_for(canvas)) > 1:
         return _of_tries(model, canvas, tries, steps, clock, always)
     steps = steps or model.steps_for(canvas)
-    n = len(canvas.start_level)
-    model = model.trying(1)  # the warm-up makes one first frame
+    n, model = len(canvas.start_level), model.trying(1)
     first = _first_frame(canvas)
     for _ in range(2):  # the first call also reads the prompt encoder and warms the caches
         one_s = _seconds(lambda: model.generate(first, steps=1), clock)
@@ -89,14 +87,19 @@ def _of_tries(
     clock: Callable[[], float],
     always: bool,
 ) -> Estimate:
-    """The time of so many first pictures, and of what follows the best of them."""
-    once = model.trying(1)
-    one = estimate(once, first_view(canvas), steps, clock=clock, always=always)
-    all_ = replace(one, call_s=tries * one.call_s, rest_s=tries * one.rest_s)
+    """The time of the first pictures, which are made together, and of what follows the best of them."""
+    view = canvas if len(canvas.frames) == 1 else first_view(canvas)
+    for _ in range(2):  # the first one warms up
+        once_s = _seconds(lambda: model.generate(view, steps=1), clock)
+    calls, call_s, rest_s = steps or model.steps_for(view), once_s, 0.0
+    if always or once_s * calls >= CALIBRATED_FROM_S:
+        call_s = max(0.0, _seconds(lambda: model.generate(view, steps=3), clock) - once_s) / 2
+        rest_s = max(0.0, once_s - call_s)
+    first = Estimate(calls, call_s, rest_s)
     if len(canvas.frames) == 1:
-        return all_
-    own = estimate(once, starting_with(canvas, canvas.frames[0]), steps, clock=clock, always=always)
-    return replace(own, before=all_, first=f"{tries} first pictures")
+        return first
+    own = estimate(model.trying(1), canvas, steps, clock=clock, always=always)
+    return replace(own, before=first, first=f"{tries} first pictures")
 
 
 def _of_walk(

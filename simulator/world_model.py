@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from simulator.at_once import frames_at_once, made_at_once
+from simulator.at_once import DETERMINED_POWER, frames_at_once
 from simulator.cache import extended, first_frame_of
 from simulator.canvas import (
     DRAFT_LEVEL,
@@ -31,10 +31,9 @@ from simulator.canvas import (
     smaller,
     text_to_video,
 )
-from simulator.captioner import CONFIG as CAPTIONER
-from simulator.captioner import Captioner, load_captioner
+from simulator.captioner import Captioner, captioner_for
 from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
-from simulator.choosing import TRIES, best_of, can_judge, starting_with, tried_seeds
+from simulator.choosing import TRIES, best_latents, can_judge, starting_with
 from simulator.conditions import Conditioner, led_by
 from simulator.devices import device_named
 from simulator.flow import Levels, add_noise
@@ -110,20 +109,16 @@ class WorldModel:
         values = read_json(folder / CONFIG)
         for key in ("tokenizer", "transformer", "world_model"):
             if key not in values:
-                raise ValueError(
-                    f"{folder / CONFIG} has no {key!r}; give a folder that `orrery train world` wrote"
-                )
+                raise ValueError(f"{folder / CONFIG} has no {key!r}; give one of `orrery train world`")
         config = as_config(WorldModelConfig, values["world_model"], folder / CONFIG)
         transformer = Transformer(as_config(TransformerConfig, values["transformer"], folder / CONFIG))
         load_weights(folder / WEIGHTS, transformer)
         transformer.to(where).requires_grad_(False)
-        origins = {
-            name: as_config(Origin, value, folder / CONFIG)
-            for name, value in values.get("origins", {}).items()
-        }
+        known = values.get("origins", {}).items()
+        origins = {name: as_config(Origin, value, folder / CONFIG) for name, value in known}
         tokenizer = load_tokenizer(folder, where)
-        captioner = load_captioner(folder, tokenizer) if (folder / CAPTIONER).exists() else None
-        return WorldModel(config, tokenizer, transformer, origins, captioner=captioner)
+        parts = (tokenizer, transformer, origins, False, captioner_for(folder, tokenizer))
+        return WorldModel(config, *parts)
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +148,7 @@ class WorldModel:
         return self.tries if self.captioner is not None and can_judge(canvas) else 1
 
     def draft_of(self, canvas: Canvas) -> Canvas | None:
-        """The same request, smaller, where its pictures are much larger than the training's (else None)."""
+        """The same request, smaller, if its pictures are much larger than the training's (else None)."""
         return smaller(canvas, (self.height, self.width), self._size_unit)
 
     def action_size(self, world: str) -> int:
@@ -204,10 +199,9 @@ class WorldModel:
         """Make every frame of a canvas. The same canvas, seed and steps give the same frames.
 
         Pictures much larger than the training's are made smaller first, enlarged, re-noised and made again
-        where they were not held (as SDEdit does, Meng et al. 2022). What actions lead to from frames known
-        before, and views from cameras that a world's actions can reach one from another, are dreamt step by
-        step (`walk`); steps: then of each. From words alone several first frames are made, and the one is
-        kept that shows best what they say (`choosing`).
+        where they were not held (as SDEdit does, Meng et al. 2022). From words alone several first frames
+        are made, and the one is kept that shows best what they say (`choosing`). What follows on known
+        frames, and sweeps that a world's actions lead through, are dreamt step by step (`walk`).
 
         Raises ValueError, before any work, for a canvas that cannot be made (`check`).
         """
@@ -217,21 +211,33 @@ class WorldModel:
             return self.generate(from_draft(canvas, small), seed=seed, steps=steps, progress=progress)
         if legs := legs_of(self, canvas):
             return walked(self, canvas, legs, seed, steps, progress)
-        if (tries := self.tries_for(canvas)) == 1 or self.captioner is None:
-            return self._at_once(canvas, [seed], steps, progress)[0]
-        pictures = self._at_once(first_view(canvas), tried_seeds(seed, tries), steps, progress)[:, 0]
-        best = pictures[best_of(canvas.prompts[0], pictures, self.captioner, self.tokenizer)]
+        if self.tries_for(canvas) == 1:
+            return self._at_once(canvas, canvas, seed, steps, progress)
+        first = canvas if len(canvas.frames) == 1 else first_view(canvas)
+        y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
+        latents, _ = self._first_latents([first], self.conditioner.of_canvas(first, y, x), [seed], steps)
+        picture = to_uint8(self.tokenizer.decode(latents))[0]
         if len(canvas.frames) == 1:
-            return best[None]
-        return self.generate(starting_with(canvas, best), seed=seed, steps=steps, progress=progress)
+            return picture
+        return self._at_once(starting_with(canvas, picture[0]), canvas, seed, steps, progress)
 
     def _at_once(
-        self, canvas: Canvas, seeds: Sequence[int], steps: int | None, progress: bool
-    ) -> UInt8[np.ndarray, "b t h w 3"]:
-        steps, parts = steps or self.steps_for(canvas), (self.tokenizer, self.transformer, self.conditioner)
+        self, canvas: Canvas, asked: Canvas, seed: int, steps: int | None, progress: bool
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """A canvas made at once, in the way of the one that was asked for."""
+        steps, parts = steps or self.steps_for(asked), (self.tokenizer, self.transformer, self.conditioner)
+        how = (seed, steps, DETERMINED_POWER if asked.determined else 1.0, self._tells(asked))
         said = f"generating {'x'.join(map(str, canvas.frames.shape[1:3]))}"
         with tqdm(total=steps, desc=said, disable=not progress, mininterval=1) as bar:
-            return frames_at_once(*parts, canvas, seeds, steps, self._tells(canvas), bar.update)
+            return frames_at_once(*parts, canvas, *how, bar.update)
+
+    def _first_latents(
+        self, asked: Sequence[Canvas], conditions: Conditions, seeds: Sequence[int], steps: int | None
+    ) -> tuple[Latents, Float[np.ndarray, " b"]]:
+        """A picture from words a row (of several the best), and the mean squared error expected of it."""
+        parts, tries = (self.captioner, self.tokenizer, self.transformer), [*map(self.tries_for, asked)]
+        how = (tries, steps or self.steps_for(asked[0]), self._tells(asked[0]))
+        return best_latents(*parts, asked, conditions, seeds, *how)
 
     def check(self, canvas: Canvas, steps: int | None = None) -> None:
         """Raises ValueError if `generate` cannot make this canvas: its size, length, conditions or memory."""
@@ -263,13 +269,13 @@ class WorldModel:
         guidance: float = 3.0,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         """Begin one dream a row: from its prompt alone, or from a picture. Returns state, first frame and
-        uncertainty (0 of a picture that was given, or that `generate` drafted or chose among several)."""
+        uncertainty (0 of a picture that was given, or drafted smaller as `generate` does)."""
         if images is not None:
             height, width = images.shape[1:3]
         height, width = height or self.height, width or self.width
         check_size(height, width, self._size_unit)
-        ids = self.conditioner.world_ids([world] * len(prompts))
-        return self._begin(prompts, ids, seeds, height, width, images, guidance)
+        ids, size = self.conditioner.world_ids([world] * len(prompts)), (height, width)
+        return self._begin(prompts, ids, seeds, *size, images, guidance)
 
     @inference
     def restart(
@@ -285,8 +291,7 @@ class WorldModel:
         """Begin the dreams of some rows anew, in their worlds, while the others stay where they are. Returns
         state, and the new rows' first frames and uncertainty. A fresh row is the dream that `start` begins
         with its prompt and seed."""
-        ids = state.world[list(which)]
-        size = (state.height, state.width)
+        ids, size = state.world[list(which)], (state.height, state.width)
         fresh, frames, uncertainty = self._begin(prompts, ids, seeds, *size, images, guidance)
         new = dict(zip(which, rows(fresh), strict=True))
         together = stacked([new.get(index, old) for index, old in enumerate(rows(state))])
@@ -302,13 +307,12 @@ class WorldModel:
         images: UInt8[np.ndarray, "b h w 3"] | None,
         guidance: float,
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
-        if images is None:
-            how, names = {"height": height, "width": width, "guidance": guidance}, (None, *self.worlds)
-            asked = zip(prompts, worlds.tolist(), strict=True)
-            first = [text_to_video(prompt, 1, world=names[world], **how) for prompt, world in asked]
-            if self.draft_of(first[0]) is not None or any(self.tries_for(canvas) > 1 for canvas in first):
-                made = zip(first, seeds, strict=True)
-                images = np.concatenate([self.generate(canvas, seed=seed) for canvas, seed in made])
+        how, names = {"height": height, "width": width, "guidance": guidance}, (None, *self.worlds)
+        asked = zip(prompts, worlds.tolist(), strict=True)
+        first = [text_to_video(prompt, 1, world=names[world], **how) for prompt, world in asked]
+        if images is None and self.draft_of(first[0]) is not None:
+            made = zip(first, seeds, strict=True)
+            images = np.concatenate([self.generate(canvas, seed=seed) for canvas, seed in made])
         b, (text, known) = len(prompts), self.conditioner.text(list(prompts))
         y, x = (size // self.tokenizer.config.space_factor for size in (height, width))
         blank = torch.zeros(b, 1, self.tokenizer.config.channels, y, x, device=self.device)
@@ -320,11 +324,8 @@ class WorldModel:
             latents = self.tokenizer.encode(to_unit(images[:, None], self.device))
             uncertainty = np.zeros(b, np.float32)
         else:
-            noise = self._noise(state, 0, (1, self.tokenizer.config.channels, y, x))
-            level, steps = torch.ones(b, 1, device=self.device), self.steps_for(first[0])
-            how = (steps, guidance, 1.0, self._tells(first[0]))
-            latents, found = made_at_once(self.transformer, noise, level, conditions, *how)
-            uncertainty = np.sqrt(found.expected_error[:b].numpy(), dtype=np.float32)
+            latents, errors = self._first_latents(first, conditions, seeds, None)
+            uncertainty = np.sqrt(errors, dtype=np.float32)
         state = self._made(state, conditions, latents)
         state = state if self.config.commit else self._settled(state)
         video, decoder = self.tokenizer.decode_stream(latents, None)

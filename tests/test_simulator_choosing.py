@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from recon3d.sweeps import orbit
+from recon3d.sweeps import orbit, revisit
 from simulator import canvas as tasks
 from simulator.captioner import seen_in
 from simulator.captions import parse, swap
@@ -112,6 +112,31 @@ def test_a_dream_starts_from_the_picture_that_generate_makes_of_asked_words(mode
         drawn, info = env.reset(seed=1)
         _, once, _ = model.trying(1).start([info["prompt"]], "Orbit", [seed])
         assert np.array_equal(drawn, once[0, 0])
+
+
+def test_a_row_begins_the_same_whatever_the_rows_beside_it_ask_for(model):
+    """Tried or not: words that nobody can judge, none, and those of a known thing."""
+    prompts, seeds = [PROMPT, "a tree in the rain", None], [3, 4, 5]
+    _, frames, doubts = model.start(prompts, "Orbit", seeds)
+    for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        _, frame, doubt = model.start([prompt], "Orbit", [seed])
+        assert np.abs(frame[0].astype(int) - frames[row]).max() <= 2
+        assert doubt[0] == pytest.approx(doubts[row], rel=1e-2) and doubt[0] > 0
+
+
+def test_sweeps_that_are_made_at_once_stay_as_sharp_as_without_tries(model):
+    request = tasks.text_to_video(PROMPT, 8, world="Orbit", cameras=revisit(8))
+    videos = [model.trying(tries).generate(request, seed=2).astype(float) for tries in (1, 8)]
+    once, best = (np.abs(np.diff(video[4:], axis=2)).mean() for video in videos)
+    assert best > 0.85 * once
+
+
+def test_a_loop_of_longer_latent_steps_ends_with_its_picture_alone():
+    frames = np.zeros((7, 16, 16, 3), np.uint8)
+    request = tasks.Canvas(PROMPT, frames, np.ones(4, np.float32), closed=True)
+    begun = starting_with(request, np.full((16, 16, 3), 9, np.uint8))
+    assert begun.held_frames.tolist() == [True, *[False] * 4, True, True]
+    assert (begun.frames[begun.held_frames] == 9).all()
 
 
 def test_no_tries_are_refused(model):

@@ -440,8 +440,8 @@ def test_generate_writes_videos_and_pictures_and_names_bad_input(trained: Path, 
         ("back", 9, {"task": "loop", "video": (clip,)}),
         ("infill", 14, {"task": "infill", "video": (clip, clip)}),
         ("blend", 14, {"task": "blend", "video": (clip, clip)}),
-        ("edit", 5, {"task": "edit", "video": (clip,), "level": 0.5}),
-        ("upscale", 5, {"task": "upscale", "video": (clip,)}),
+        ("edit", 5, {"task": "edit", "video": (clip,), "level": 0.5, "frames": None}),
+        ("upscale", 5, {"task": "upscale", "video": (clip,), "frames": None}),
     ):
         made = tmp_path / f"{name}.mp4"
         values = {"prompt": "a square", "output": made, "frames": 4, "world": "Square", **changes}
@@ -450,10 +450,10 @@ def test_generate_writes_videos_and_pictures_and_names_bad_input(trained: Path, 
         assert read_video(made)[0].shape == (count, *big), name
     for words, changes in (
         ("takes 2 --video .* got 1", {"task": "infill", "video": (clip,)}),
-        ("takes 1 --video .* got 0", {"task": "edit"}),
+        ("takes 1 --video .* got 0", {"task": "edit", "frames": None}),
         ("--sweep goes with words", {"task": "extend", "video": (clip,), "sweep": "orbit"}),
         ("not both", {"image": tmp_path / "a.png", "video": (clip,)}),
-        (r"level must lie in \(0, 1\]", {"task": "edit", "video": (clip,), "level": 2.0}),
+        (r"level must lie in \(0, 1\]", {"task": "edit", "video": (clip,), "level": 2.0, "frames": None}),
         ("--image.*|a.png is 32x32, asked for 64x32", {"image": tmp_path / "a.png", "height": 64}),
         ("up to 4 shots", {"prompt": "".join(f"shot {k}: x " for k in range(1, 6)), "frames": 12}),
         ("prompt is empty", {"prompt": "  "}),

@@ -19,6 +19,7 @@ from simulator.captioner import (
     Captioner,
     CaptionerConfig,
     Description,
+    captioner_for,
     describe,
     load_captioner,
     save_captioner,
@@ -178,6 +179,16 @@ def test_a_captioner_survives_its_file_and_refuses_another_tokenizer(tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps(values))
     with pytest.raises(ValueError, match="other words"):
         load_captioner(tmp_path, tokenizer)
+
+
+def test_whoever_reads_a_models_latents_captions_for_it(tmp_path):
+    """A model that was trained further on the shipped latents has no captioner of its own."""
+    assert captioner_for(tmp_path, load_tokenizer(PRETRAINED)) is not None
+    assert captioner_for(PRETRAINED, tiny_tokenizer()) is None
+    own = Captioner(CaptionerConfig(width=16, blocks=1, rounds=1).of(8))
+    save_captioner(tmp_path, own, tiny_tokenizer(), {})
+    assert captioner_for(tmp_path, tiny_tokenizer()).config == own.config
+    assert captioner_for(tmp_path, tiny_tokenizer(seed=1)) is None
 
 
 def test_a_description_has_a_caption_of_every_style():

@@ -55,13 +55,15 @@ class Conditioner:
     ) -> Float[Tensor, "b n wide"]:
         """Actions of rows of these worlds (`world_ids`), as the network takes them. Raises ValueError if they
         are not of their worlds' widths."""
-        names = [(None, *self.worlds)[index] for index in worlds.tolist()]
-        wide = torch.zeros(*actions.shape[:2], self.config.action_width)
-        for row, (told, name) in enumerate(zip(actions, names, strict=True)):
-            if name is None or actions.shape[2] != self.action_size(name):
-                raise ValueError(f"actions of width {actions.shape[2]} do not fit world {name!r}")
-            told = pressed(told, name) if name in self.own else np.asarray(told, np.float32)
-            wide[row, :, : actions.shape[2]] = torch.from_numpy(told)
+        ids, told = worlds.cpu().numpy(), np.array(actions, np.float32)
+        for index in np.unique(ids).tolist():
+            name = (None, *self.worlds)[index]
+            if name is None or told.shape[2] != self.action_size(name):
+                raise ValueError(f"actions of width {told.shape[2]} do not fit world {name!r}")
+            if name in self.own:
+                told[ids == index] = pressed(told[ids == index], name)
+        wide = torch.zeros(*told.shape[:2], self.config.action_width)
+        wide[..., : told.shape[2]] = torch.from_numpy(told)
         return wide.to(self.device)
 
     def check(self, canvas: Canvas) -> None:

@@ -77,6 +77,14 @@ def test_what_is_held_up_by_nothing_falls_in_the_dream_too(model: WorldModel):
     assert heights[0][-1] - heights[0][0] > 10  # pixels down in .6 s; the true one falls onto the floor
 
 
+def test_actions_of_another_width_or_of_no_world_are_refused(model: WorldModel):
+    picture = np.zeros((1, 64, 64, 3), np.uint8)
+    for world, width in (("Lab", 3), ("Orbit", 4), (None, 3)):
+        state, *_ = model.start([None], world, [0], images=picture)
+        with pytest.raises(ValueError, match=f"actions of width {width} do not fit world {world!r}"):
+            model.step(state, np.zeros((1, width), np.float32))
+
+
 def middle_row(frame: np.ndarray) -> float:
     """Of what is red."""
     red = frame[..., 0].astype(float) - frame[..., 1:].max(axis=-1)

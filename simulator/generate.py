@@ -37,6 +37,21 @@ CONTEXT = 8  # latent steps of a given clip that a task looks at, on each side
 SWEEPS = {"orbit": orbit, "arc": arc, "dolly": dolly, "revisit": revisit}
 
 
+Count = Annotated[
+    int | None, tyro.conf.arg(help=f"to make, beside those of --video; {FRAMES} where left out, 1: a picture")
+]
+Pull = Annotated[
+    float,
+    tyro.conf.arg(
+        help="how strongly the prompt pulls at first pictures and at what is made at once; 1 is not at all"
+    ),
+]
+Tries = Annotated[
+    int, tyro.conf.arg(help="first pictures made from words, of which the captioner keeps the best")
+]
+Checkpoint = Annotated[str, tyro.conf.arg(help="'default' or a folder of `orrery train world`")]
+
+
 def sweep_cameras(name: str | None, frames: int, height: int, width: int) -> Cameras | None:
     """The named camera path with so many views. Raises ValueError for a name that is none."""
     if name is None:
@@ -212,9 +227,7 @@ def generate(
     output: Annotated[
         Path, tyro.conf.arg(aliases=["-o"], help="a video (.mp4), or a picture (.png) for --frames 1")
     ],
-    frames: Annotated[
-        int | None, tyro.conf.arg(help=f"beside those of --video; {FRAMES}; 1: a picture")
-    ] = None,
+    frames: Count = None,
     height: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     width: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
     image: Annotated[Path | None, tyro.conf.arg(help="picture that the video starts with")] = None,
@@ -241,10 +254,10 @@ def generate(
     seed: int = 0,
     expand: Annotated[bool, tyro.conf.arg(help="fill in what the prompt leaves open first")] = False,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps")] = None,
-    guidance: Annotated[float, tyro.conf.arg(help="pull of words on what is made at once; 1: none")] = 3.0,
-    tries: Annotated[int, tyro.conf.arg(help="first pictures made of words, to keep the best")] = TRIES,
+    guidance: Pull = 3.0,
+    tries: Tries = TRIES,
     scale: Annotated[int, tyro.conf.arg(help="repeat each pixel so many times in the file")] = 1,
-    checkpoint: Annotated[str, tyro.conf.arg(help="or a folder of `orrery train world`")] = "default",
+    checkpoint: Checkpoint = "default",
     device: str = "cpu",
 ) -> int:
     """Make a video, a picture or a camera sweep from words, or from clips and words."""

@@ -219,7 +219,8 @@ def record(
         recording = replace(recording, policy=policy or usual_policy(env))
         picture, _ = env.reset(seed=seed)
         POLICIES[recording.policy](env, np.random.default_rng(seed))  # better known now than in a worker
-        _check_same(out, env_id, picture.shape[:2], getattr(env.unwrapped, "frames_per_step", 1))
+        frames = getattr(env.unwrapped, "frames_per_step", 1)
+        _check_same(out, _kind(env_id, picture.shape[:2], frames, recording.policy))
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(".ep_*.partial"):
         if time.time() - leftover.stat().st_mtime > 600:
@@ -239,15 +240,15 @@ def record(
     return 0
 
 
-def _check_same(out: Path, env_id: str, size: tuple[int, ...], frames_per_step: int) -> None:
+def _check_same(out: Path, asked: str) -> None:
     """Raises ValueError if the folder itself holds episodes of another kind, which would count as made (its
     sub-folders may)."""
     there = min(out.glob(f"ep_*{SUFFIX}"), default=None)
     if there is None:
         return
     episode = read_episode(there)
-    held = _kind(episode.env_id, episode.frames.shape[1:3], episode.frames_per_step)
-    asked = _kind(env_id, size, frames_per_step)
+    policy = episode.metadata["policy"]
+    held = _kind(episode.env_id, episode.frames.shape[1:3], episode.frames_per_step, policy)
     if held != asked:
         raise ValueError(
             f"--out {out} holds episodes of {held} ({there.name}), not of {asked}; give another --out, "
@@ -255,8 +256,9 @@ def _check_same(out: Path, env_id: str, size: tuple[int, ...], frames_per_step: 
         )
 
 
-def _kind(env_id: str, size: tuple[int, ...], frames_per_step: int) -> str:
-    return f"{env_id.split(':')[-1]} of {size[0]}x{size[1]} pixels, frames a step: {frames_per_step}"
+def _kind(env_id: str, size: tuple[int, ...], frames_per_step: int, policy: str) -> str:
+    where = f"{env_id.split(':')[-1]} of {size[0]}x{size[1]} pixels"
+    return f"{where}, frames a step: {frames_per_step}, policy: {policy}"
 
 
 def _check(

@@ -94,6 +94,7 @@ def test_bad_requests_are_named_in_one_line(changes, words, tmp_path):
         ({"env_id": "envs:orrery/Lab-v0"}, "orrery/Lab-v0 of 32x32 pixels, frames a step: 1"),
         ({"width": 48}, "orrery/Orbit-v0 of 32x48 pixels, frames a step: 1"),
         ({"frames_per_step": 2}, "orrery/Orbit-v0 of 32x32 pixels, frames a step: 2"),
+        ({"policy": "random"}, "orrery/Orbit-v0 of 32x32 pixels, frames a step: 1, policy: random"),
         ({"env_id": "CartPole-v1", "policy": "random"}, "CartPole-v1 of 32x32 pixels, frames a step: 1"),
     ],
 )
@@ -102,7 +103,9 @@ def test_a_folder_holds_episodes_of_one_kind(recorded, tmp_path, changes, asked,
     shutil.copy(list_episodes(recorded)[0], tmp_path)
     held = "holds episodes of orrery/Orbit-v0 of 32x32 pixels, frames a step: 1"
     request = {"env_id": "orrery/Orbit-v0", "episodes": episodes, "out": tmp_path, **SMALL, **changes}
-    with pytest.raises(ValueError, match=f"{held} .*, not of {asked}; give another --out"):
+    with pytest.raises(
+        ValueError, match=f"{held}, policy: scripted .*, not of {asked}.*; give another --out"
+    ):
         record(**request)
     assert len(list_episodes(tmp_path)) == 1 and not (tmp_path / "episodes.jsonl").exists()
 

@@ -112,6 +112,11 @@ class Canvas:
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
+    def first_prompt(self) -> str:
+        """Of the shot that the first frame belongs to. Raises IndexError where there are no words."""
+        return self.prompts[0 if self.shot is None else int(self.shot[0])]
+
+    @property
     def determined(self) -> bool:
         """Whether frames are known and actions or cameras lead on from them, which leaves little open."""
         return bool(self.held.any()) and (self.actions is not None or self.cameras is not None)

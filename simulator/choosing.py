@@ -31,10 +31,10 @@ UNSURE, UNSURE_M = 0.1, 0.3  # of places: across, in half widths of the picture,
 
 def can_judge(canvas: Canvas) -> bool:
     """Whether a canvas knows nothing yet but words of its first frame, and they name what the captioner
-    knows. Shots are left alone."""
-    if canvas.shot is not None or not canvas.prompts or (canvas.start_level < FREE).any():
+    knows."""
+    if not canvas.prompts or (canvas.start_level < FREE).any():
         return False
-    return bool(parse(canvas.prompts[0]).things)
+    return bool(parse(canvas.first_prompt).things)
 
 
 def tried_seeds(seed: int, tries: int) -> list[int]:
@@ -103,7 +103,7 @@ def best_latents(
         if count > 1 and captioner is not None:
             pictures = to_uint8(tokenizer.decode(latents[first : first + count]))[:, 0]
             found = seen_in(pictures, captioner, tokenizer)
-            best = int(agreement(canvas.prompts[0], found).argmax())
+            best = int(agreement(canvas.first_prompt, found).argmax())
         kept.append(first + best)
         first += count
     return latents[kept], errors[kept]

@@ -213,7 +213,7 @@ class WorldModel:
             return walked(self, canvas, legs, seed, steps, progress)
         if self.tries_for(canvas) == 1:
             return self._at_once(canvas, canvas, seed, steps, progress)
-        first = canvas if len(canvas.frames) == 1 else first_view(canvas)
+        first = canvas if len(canvas.frames) == 1 and canvas.shot is None else first_view(canvas)
         y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
         latents, _ = self._first_latents([first], self.conditioner.of_canvas(first, y, x), [seed], steps)
         picture = to_uint8(self.tokenizer.decode(latents))[0]

@@ -88,6 +88,7 @@ def test_a_clip_from_words_starts_with_the_picture_of_its_words(model):
         tasks.text_to_video(PROMPT, 3, world="Orbit"),
         tasks.text_to_video(PROMPT, 3, world="Orbit", cameras=orbit(3, height=64, width=64)),
         tasks.loop(PROMPT, 4, world="Orbit"),
+        tasks.multi_shot((PROMPT, "a white egg"), 4, world="Orbit"),
     ):
         video = model.generate(request, seed=3, steps=2)
         assert np.array_equal(video[0], picture)

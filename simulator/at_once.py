@@ -81,7 +81,7 @@ def made_at_once(
 ) -> tuple[Noisy, Prediction]:
     """Whole clips, every frame in sight of all others: clean latents, and the first call's prediction.
 
-    told: the network is told how far each step goes (`TransformerConfig`'s large steps). closed, report: see
+    told: the network is told how far each step goes (`WorldModelConfig.large_steps`). closed, report: see
     `denoise`.
     """
     b, guide = len(noisy), guidance != 1 and bool(conditions.text_known.any())

@@ -58,22 +58,23 @@ class Conditioner:
         ids, told = worlds.cpu().numpy(), np.array(actions, np.float32)
         for index in np.unique(ids).tolist():
             name = (None, *self.worlds)[index]
-            if name is None or told.shape[2] != self.action_size(name):
-                raise ValueError(f"actions of width {told.shape[2]} do not fit world {name!r}")
+            self._check_width(told.shape[2], name)
             if name in self.own:
                 told[ids == index] = pressed(told[ids == index], name)
         wide = torch.zeros(*told.shape[:2], self.config.action_width)
         wide[..., : told.shape[2]] = torch.from_numpy(told)
         return wide.to(self.device)
 
+    def _check_width(self, width: int, world: str | None) -> None:
+        if world is None or width != self.action_size(world):
+            raise ValueError(f"actions of width {width} do not fit world {world!r}")
+
     def check(self, canvas: Canvas) -> None:
         """Raises ValueError for a world that this model does not know, actions that are not of its width,
         words that cannot be read, or too many shots."""
         self.world_ids([canvas.world])
-        if canvas.actions is not None and (
-            canvas.world is None or canvas.actions.shape[1] != self.action_size(canvas.world)
-        ):
-            raise ValueError(f"actions of width {canvas.actions.shape[1]} do not fit world {canvas.world!r}")
+        if canvas.actions is not None:
+            self._check_width(canvas.actions.shape[1], canvas.world)
         for prompt in canvas.prompts:
             check_prompt(prompt)
         if len(canvas.prompts) > self.config.shots:

@@ -88,7 +88,7 @@ def _of_tries(
     always: bool,
 ) -> Estimate:
     """The time of the first pictures, which are made together, and of what follows the best of them."""
-    view = canvas if len(canvas.frames) == 1 and canvas.shot is None else first_view(canvas)
+    view = first_view(canvas)
     for _ in range(2):  # the first one warms up
         once_s = _seconds(lambda: model.generate(view, steps=1), clock)
     calls, call_s, rest_s = steps or model.steps_for(view), once_s, 0.0

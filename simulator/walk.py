@@ -229,7 +229,10 @@ def again(
 
 
 def first_view(canvas: Canvas) -> Canvas:
-    """The request for the first frame alone, wherever its camera is: there the walk begins."""
+    """The request for the first frame alone, wherever its camera is: there the walk begins. One of a single
+    frame is that already."""
+    if len(canvas.frames) == 1 and canvas.shot is None:
+        return canvas
     alone = {"cameras": None, "actions": None, "closed": False, "shot": None}
     alone["prompt"] = canvas.first_prompt if canvas.prompts else None
     return replace(canvas, frames=canvas.frames[:1], start_level=canvas.start_level[:1], **alone)

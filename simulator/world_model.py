@@ -59,7 +59,7 @@ class WorldModelConfig:
     width: int
     time_step_s: float = 0.1  # one control step
     sampler_steps: int = 4  # network calls for one latent step of a rollout
-    clip_steps: int = 16  # network calls for a whole canvas
+    clip_steps: int = 16  # network calls for a whole canvas (see `WorldModel.steps_for`)
     schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
     large_steps: bool = False  # whether the network is told how far the sampler steps
@@ -213,7 +213,7 @@ class WorldModel:
             return walked(self, canvas, legs, seed, steps, progress)
         if self.tries_for(canvas) == 1:
             return self._at_once(canvas, canvas, seed, steps, progress)
-        first = canvas if len(canvas.frames) == 1 and canvas.shot is None else first_view(canvas)
+        first = first_view(canvas)
         y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
         latents, _ = self._first_latents([first], self.conditioner.of_canvas(first, y, x), [seed], steps)
         picture = to_uint8(self.tokenizer.decode(latents))[0]

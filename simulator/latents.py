@@ -128,12 +128,12 @@ class Library:
         """All that is here: one entry for each picture size, that with the most rows first; all share worlds
         and captions. How rewards are scaled is settled by the first call."""
         fresh = list(self._phrases)[len(self._text) :]
-        embedded = embed(fresh, progress=progress)
-        self._text += [e.half() if word else e[:0] for word, e in zip(fresh, embedded, strict=True)]
+        embedded = embed(fresh, progress=progress, dtype=torch.half)
+        self._text += [e if word else e[:0] for word, e in zip(fresh, embedded, strict=True)]
         if self._origins is None:
             self._origins = self._found_origins()
         width, order = max(self._action_width, *self._action_sizes.values()), sorted(self._action_sizes)
-        words, phrases = torch.cat(self._text), np.cumsum([0, *map(len, self._text)])
+        words, phrases = _joined(self._text), np.cumsum([0, *map(len, self._text)])
         found = []
         for (high, wide), rows in self._sizes.items():
             parts = {
@@ -146,7 +146,7 @@ class Library:
             }
             found.append(
                 LatentEpisodes(
-                    **{key: torch.cat(value) for key, value in parts.items()},
+                    **{key: _joined(value) for key, value in parts.items()},
                     world=torch.tensor([order.index(name) + 1 for name in rows.worlds]),
                     starts=np.cumsum([0, *map(len, rows.parts["latents"])]),
                     captions=list(rows.captions),
@@ -190,6 +190,13 @@ def load_latents(
     library = Library(tokenizer, version, action_width)
     library.add(choose(data))
     return library.buckets()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All parts end to end; the list keeps views of that, so that nothing is in memory twice."""
+    whole = torch.cat(parts)
+    parts[:] = whole.split([len(part) for part in parts])
+    return whole
 
 
 @dataclass

@@ -65,8 +65,10 @@ def check_prompt(prompt: str) -> str:
     return prompt.strip()
 
 
-def embed(prompts: list[str], *, batch: int = 64, progress: bool = False) -> list[Float[Tensor, "_ 384"]]:
-    """Token embeddings (last hidden state) of each prompt, in fp32 and without padding."""
+def embed(
+    prompts: list[str], *, batch: int = 64, progress: bool = False, dtype: torch.dtype = torch.float32
+) -> list[Float[Tensor, "_ 384"]]:
+    """Token embeddings (last hidden state) of each prompt, without padding."""
     tokenizer, model = _encoder()
     found: list[Tensor] = [torch.empty(0)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -83,7 +85,7 @@ def embed(prompts: list[str], *, batch: int = 64, progress: bool = False) -> lis
         with torch.no_grad():
             states = model(**inputs.to(model.device)).last_hidden_state.cpu()
         for row, i in enumerate(chosen):
-            found[i] = states[row, : int(inputs["attention_mask"][row].sum())].clone()
+            found[i] = states[row, : int(inputs["attention_mask"][row].sum())].to(dtype, copy=True)
     return found
 
 

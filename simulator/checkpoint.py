@@ -63,6 +63,20 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); restore it or train again") from error
 
 
+def read_world_model(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A world model's folder and what its config says. Raises ValueError if it is none."""
+    folder = model_folder(name_or_path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"checkpoint {name_or_path} is not a folder; give 'default' or one of `orrery train world`"
+        )
+    values = read_json(folder / CONFIG)
+    for key in ("tokenizer", "transformer", "world_model"):
+        if key not in values:
+            raise ValueError(f"{folder / CONFIG} has no {key!r}; give one of `orrery train world`")
+    return folder, values
+
+
 def as_config(kind: type[Config], values: dict[str, Any], source: Path) -> Config:
     """A config dataclass from its JSON. Raises ValueError on unknown or missing keys."""
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]

@@ -57,6 +57,6 @@ def denoise(
     return noisy, calls[0], calls[-1]
 
 
-def guided(with_prompt: Tensor, without: Tensor, guidance: float) -> Tensor:
+def guided(with_prompt: Noisy, without: Noisy, guidance: float | Float[Tensor, "b 1 1 1 1"]) -> Noisy:
     """Classifier-free guidance in data space (Ho & Salimans 2022, eq. 6)."""
     return without + guidance * (with_prompt - without)

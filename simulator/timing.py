@@ -117,7 +117,8 @@ def _of_walk(
         before = estimate(model, first_view(canvas), steps, clock=clock, always=always)
     meet = [estimate(model, part, steps, clock=clock, always=always) for _, part in meetings(canvas, legs)]
     model = model.with_config(sampler_steps=steps) if steps else model
-    state, *_ = model.start([None], canvas.world, [0], images=canvas.frames[:1])
+    prompt = canvas.prompts[0] if canvas.prompts else None
+    state, *_ = model.start([prompt], canvas.world, [0], images=canvas.frames[:1])
     taken, action = [], None if legs[0].actions is None else legs[0].actions[:1]
     for _ in range(3):
         begun = clock()

@@ -8,13 +8,14 @@ saving it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
@@ -32,7 +33,7 @@ from simulator.canvas import (
     text_to_video,
 )
 from simulator.captioner import Captioner, captioner_for
-from simulator.checkpoint import CONFIG, as_config, load_weights, model_folder, read_json
+from simulator.checkpoint import CONFIG, as_config, load_weights, read_world_model
 from simulator.choosing import TRIES, best_latents, can_judge, starting_with
 from simulator.conditions import Conditioner, led_by
 from simulator.devices import device_named
@@ -40,12 +41,12 @@ from simulator.flow import Levels, add_noise
 from simulator.memory import check_attention
 from simulator.origin import Origin
 from simulator.precision import inference, rounded
-from simulator.sampling import denoise, row_noise
+from simulator.sampling import denoise, guided, row_noise
 from simulator.state import State, Steps, rows, stacked, visible
 from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer, TransformerConfig
-from simulator.video import to_uint8, to_unit
+from simulator.video import Frames, to_uint8, to_unit
 from simulator.walk import first_view, legs_of, walked
 
 WEIGHTS = "world_model.safetensors"
@@ -64,6 +65,8 @@ class WorldModelConfig:
     context_noise: float = 0.05  # noise level at which the past is kept
     large_steps: bool = False  # whether the network is told how far the sampler steps
     commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it
+    # how strongly a prompt pulls on a rollout's steps, by world; of others it does not (1), at half the cost
+    step_guidance: dict[str, float] = field(default_factory=dict)
 
 
 DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the next
@@ -72,9 +75,7 @@ DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the n
 class VideoModel(Protocol):
     """What anything that makes video from a canvas offers; pretrained models meet it too."""
 
-    def generate(
-        self, canvas: Canvas, *, seed: int = 0, steps: int | None = None
-    ) -> UInt8[np.ndarray, "t h w 3"]: ...
+    def generate(self, canvas: Canvas, *, seed: int = 0, steps: int | None = None) -> Frames: ...
 
 
 class WorldModel:
@@ -101,15 +102,8 @@ class WorldModel:
 
         Raises ValueError if the folder, its config or its weights are missing, damaged or not safetensors.
         """
-        folder, where = model_folder(name_or_path), device_named(device)
-        if not folder.is_dir():
-            raise ValueError(
-                f"checkpoint {name_or_path} is not a folder; give 'default' or one of `orrery train world`"
-            )
-        values = read_json(folder / CONFIG)
-        for key in ("tokenizer", "transformer", "world_model"):
-            if key not in values:
-                raise ValueError(f"{folder / CONFIG} has no {key!r}; give one of `orrery train world`")
+        where = device_named(device)
+        folder, values = read_world_model(name_or_path)
         config = as_config(WorldModelConfig, values["world_model"], folder / CONFIG)
         transformer = Transformer(as_config(TransformerConfig, values["transformer"], folder / CONFIG))
         load_weights(folder / WEIGHTS, transformer)
@@ -117,8 +111,7 @@ class WorldModel:
         known = values.get("origins", {}).items()
         origins = {name: as_config(Origin, value, folder / CONFIG) for name, value in known}
         tokenizer = load_tokenizer(folder, where)
-        parts = (tokenizer, transformer, origins, False, captioner_for(folder, tokenizer))
-        return WorldModel(config, *parts)
+        return WorldModel(config, tokenizer, transformer, origins, False, captioner_for(folder, tokenizer))
 
     @property
     def device(self) -> torch.device:
@@ -158,9 +151,10 @@ class WorldModel:
     def averaging(self) -> WorldModel:
         """The same weights, going to the mean of what may come: nearer to any truth, and the further on the
         more blurred."""
-        return self.with_config(large_steps=False, sampler_steps=1, schedule_power=1.0, commit=True)
+        plain = {"large_steps": False, "sampler_steps": 1, "schedule_power": 1.0, "commit": True}
+        return self.with_config(**plain, step_guidance={})
 
-    def with_config(self, **changes: float | int) -> WorldModel:
+    def with_config(self, **changes: Any) -> WorldModel:
         """The same weights under other settings (sampler_steps, context_noise)."""
         return self._with(config=dataclasses.replace(self.config, **changes))
 
@@ -354,10 +348,11 @@ class WorldModel:
         state = dataclasses.replace(state, doubts=tuple(doubts.tolist()))
         video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
         terminated = (last.terminated[:, 0] > 0).cpu().numpy()
+        scales = {name: origin.reward_scale for name, origin in self.origins.items()}
         return (
             dataclasses.replace(state, decoder=decoder),
             to_uint8(video),
-            last.reward[:, 0].cpu().numpy() * self._reward_scales(state),
+            last.reward[:, 0].cpu().numpy() * self._by_world(state, scales),
             terminated,
             np.sqrt(doubts).astype(np.float32),
         )
@@ -382,11 +377,10 @@ class WorldModel:
         _, decoder = self.tokenizer.decode_stream(latents, state.decoder)
         return dataclasses.replace(state, decoder=decoder, doubts=(0.0,) * len(state.seeds))
 
-    def _reward_scales(self, state: State) -> Float[np.ndarray, " b"]:
-        """What each row's learned reward is multiplied with."""
-        names = [(None, *self.worlds)[world] for world in state.world.tolist()]
-        scales = [self.origins[name].reward_scale if name in self.origins else 1.0 for name in names]
-        return np.array(scales, np.float32)
+    def _by_world(self, state: State, values: Mapping[str, float]) -> Float[np.ndarray, " b"]:
+        """Each row's number, by its world; 1 where that has none."""
+        names = ("", *self.worlds)
+        return np.array([values.get(names[world], 1) for world in state.world.tolist()], np.float32)
 
     def _step_conditions(
         self, state: State, actions: Float[np.ndarray, "b a"] | Float[Tensor, "b 1 wide"] | None
@@ -441,12 +435,18 @@ class WorldModel:
         before is remembered."""
         y, x = conditions.rays.shape[-2:]
         noise = self._noise(state, 0, (1, self.tokenizer.config.channels, y, x))
-        settled = state
+        settled, pulls = state, self._by_world(state, self.config.step_guidance)
+        guide = (pulls != 1).any() and bool(state.text_known.any())
+        pull = rearrange(torch.from_numpy(pulls).to(self.device), "b -> b 1 1 1 1")
+        silent = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
 
         def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
             nonlocal settled
             settled, found = self._predict(settled, conditions, noisy, level, next_level)
-            return found
+            if not guide:
+                return found
+            _, without = self._predict(settled, silent, noisy, level, next_level)
+            return found._replace(data=guided(found.data, without.data, pull))
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
         steps, power = self.config.sampler_steps, self.config.schedule_power

@@ -45,7 +45,10 @@ def to_vector(space: spaces.Space, action: Any) -> Float[np.ndarray, " a"]:
     """An action as a vector in [-1, 1]. Raises ValueError unless the action is in the space."""
     if isinstance(space, spaces.Box):
         low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        given = np.asarray(action, np.float64)
+        given = np.asarray(action)
+        if not (np.issubdtype(given.dtype, np.floating) or np.issubdtype(given.dtype, np.integer)):
+            raise ValueError(f"action must be numbers of shape {space.shape}, got {action!r}")
+        given = given.astype(np.float64)
         if given.shape != space.shape:
             raise ValueError(f"action must have shape {space.shape}, got {given.shape}")
         if not (np.isfinite(given).all() and (given >= low).all() and (given <= high).all()):

@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from envs.action_spaces import from_values, to_vector
 from envs.captions import random_prompt
 from envs.vocabulary import STEP_LIMITS
+from simulator.canvas import check_size
 from simulator.world_model import State, WorldModel
 
 SEEDS = 2**31
@@ -67,7 +68,11 @@ def checked_image(image: Any, height: int, width: int) -> UInt8[np.ndarray, "h w
 
 def checked_options(options: dict[str, Any] | None) -> dict[str, Any]:
     """Reset options of a dream. Raises ValueError for an unknown option or a prompt that says nothing."""
-    options = options or {}
+    options = {} if options is None else options
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"reset options must be a dict, got {options!r}; for example {{'prompt': 'a red ball'}}"
+        )
     unknown = set(options) - {"prompt", "image"}
     if "scene" in unknown:
         raise ValueError("a dream has no scene to set; describe it in the prompt, or use a reference world")
@@ -79,11 +84,12 @@ def checked_options(options: dict[str, Any] | None) -> dict[str, Any]:
     return options
 
 
-def checked_limit(step_limit: int | None) -> int | None:
-    """Raises ValueError unless a step limit leaves at least one step."""
-    if step_limit is not None and step_limit < 1:
-        raise ValueError(f"step_limit must be at least 1, got {step_limit}; leave it out for the world's own")
-    return step_limit
+def checked_count(name: str, value: int | None) -> int | None:
+    """Raises ValueError unless a number, where one is given, is whole and at least 1."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if value is not None and not (whole and value >= 1):
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}; or leave it out")
+    return value
 
 
 def drawn_start(rng: np.random.Generator, world: str, prompt: str | None) -> tuple[str | None, int]:
@@ -126,6 +132,9 @@ class Dream(gymnasium.Env):
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
+        numbers = {"height": height, "width": width, "step_limit": step_limit, "tries": tries}
+        for name, value in numbers.items():
+            checked_count(name, value)
         model = load_model(checkpoint, device) if model is None else model
         self.model = model if tries is None else model.trying(tries)
         if world is None:
@@ -136,11 +145,12 @@ class Dream(gymnasium.Env):
             )
         self.world, self.render_mode = world, render_mode
         self.height, self.width = height or self.model.height, width or self.model.width
+        check_size(self.height, self.width, self.model.size_unit)
         self.frames_per_step = self.model.frames_per_step
         origin = self.model.origins.get(world)
         self.wordless = origin is not None and not origin.prompted
         own_limit = origin.step_limit if origin else STEP_LIMITS.get(world)
-        self.step_limit = checked_limit(step_limit) or own_limit or float("inf")
+        self.step_limit = step_limit or own_limit or float("inf")
         if origin is not None:
             self.metadata = {**self.metadata, "render_fps": round(1 / origin.time_step_s, 3)}
         self.observation_space = spaces.Box(0, 255, (self.height, self.width, 3), np.uint8)
@@ -199,6 +209,7 @@ class Dream(gymnasium.Env):
         """
         if self._dream is None:
             raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
+        frames = np.asarray(frames)
         seen = frames[None] if frames.ndim == 3 else frames
         self._dream = self.model.observe(self._dream, seen[None], self.checked_actions([action]))
         self._frame = seen[-1].copy()

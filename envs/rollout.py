@@ -28,6 +28,7 @@ def _make(
     height: int | None,
     width: int | None,
     frames_per_step: int | None,
+    prompt: str | None,
 ) -> Any:
     """The env, with the keywords that were given."""
     keywords: dict[str, Any] = {"checkpoint": checkpoint, "world": world, "frames_per_step": frames_per_step}
@@ -36,6 +37,8 @@ def _make(
         for name in ("checkpoint", "world"):
             if name in keywords:
                 raise ValueError(f"--{name} is for orrery/Dream-v0 only, got it with {env_id}; leave it out")
+        if prompt is not None and not env_id.removeprefix("envs:").startswith("orrery/"):
+            raise ValueError(f"--prompt is for Orrery's own worlds and dreams, got it with {env_id}")
     elif frames_per_step is not None:
         raise ValueError("--frames-per-step of a dream is its checkpoint's time factor; leave it out")
     return make_filmed(env_id, keywords, height, width)
@@ -102,7 +105,7 @@ def rollout(
         raise ValueError(f"--policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     options = None if prompt is None else {"prompt": prompt}
     results = []
-    with _make(env_id, checkpoint, world, height, width, frames_per_step) as env:
+    with _make(env_id, checkpoint, world, height, width, frames_per_step, prompt) as env:
         fps = env.metadata.get("render_fps", 10) * getattr(env.unwrapped, "frames_per_step", 1)
         for number in tqdm(range(seed, seed + episodes), desc=env_id, unit="ep"):
             result = _episode(env, policy, number, options, steps)

@@ -5,7 +5,7 @@ of matrix products of another batch size (about one grey level while a rollout i
 on their own; a fresh row joins the others' forward at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from envs.dream import Dream, DreamState, checked_image, checked_options, drawn_start
 from simulator.state import State, row, stacked
@@ -83,6 +83,8 @@ class VectorDream(gymnasium.vector.VectorEnv):
         Raises:
             ValueError: an option is unknown or does not fit the rows, or a mask comes before the first reset.
         """
+        if not isinstance(options, dict | None):
+            raise ValueError(f"reset options must be a dict, got {options!r}")
         options = dict(options or {})
         mask = self._checked_mask(options.pop("reset_mask", np.ones(self.num_envs, bool)))
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
@@ -104,9 +106,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         """
         if self._dreams is None:
             raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
-        if len(actions) != self.num_envs:
-            raise ValueError(f"actions must be one a row ({self.num_envs}), got {len(actions)}")
-        checked = self.single.checked_actions(actions)
+        checked = self._checked_actions(actions)
         resets = self._over.copy()
         if resets.any() and self.autoreset_mode == AutoresetMode.DISABLED:
             raise ValueError(
@@ -146,8 +146,9 @@ class VectorDream(gymnasium.vector.VectorEnv):
         """
         if self._dreams is None:
             raise ValueError("orrery/Dream-v0 has no dream yet; call reset first")
+        frames = np.asarray(frames)
         seen = frames[:, None] if frames.ndim == 4 else frames
-        self._dreams = self.model.observe(self._dreams, seen, self.single.checked_actions(actions))
+        self._dreams = self.model.observe(self._dreams, seen, self._checked_actions(actions))
         self._frames[:] = seen[:, -1]
         self._step_counts += 1
 
@@ -170,8 +171,8 @@ class VectorDream(gymnasium.vector.VectorEnv):
 
     def load_state(self, states: Sequence[Any]) -> None:
         """Put saved states, of this env or of single dreams, into the rows: one for each."""
-        if len(states) != self.num_envs:
-            raise ValueError(f"states must be one a row ({self.num_envs}), got {len(states)}")
+        if not isinstance(states, Sequence) or len(states) != self.num_envs:
+            raise ValueError(f"states must be a list of one a row ({self.num_envs}), as save_state gives")
         states = [self.single.checked_state(state) for state in states]
         self._dreams = stacked([state.dream for state in states])
         for index, state in enumerate(states):
@@ -206,6 +207,14 @@ class VectorDream(gymnasium.vector.VectorEnv):
         self._step_counts[which], self._over[which] = 0, False
         return infos
 
+    def _checked_actions(self, actions: Any) -> Float[np.ndarray, "n a"]:
+        """Every row's action as the model takes it. Raises ValueError unless there is one a row, each in the
+        action space."""
+        if not isinstance(actions, Sized) or len(actions) != self.num_envs:
+            got = len(actions) if isinstance(actions, Sized) else repr(actions)
+            raise ValueError(f"actions must be one a row ({self.num_envs}), got {got}")
+        return self.single.checked_actions(actions)
+
     def _checked_mask(self, mask: Any) -> Bool[np.ndarray, " n"]:
         if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,):
             raise ValueError(f"reset_mask must be a boolean array of shape ({self.num_envs},), got {mask!r}")
@@ -220,7 +229,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
     ) -> tuple[list[str | None], UInt8[np.ndarray, "n h w 3"] | None]:
         """One prompt and one picture a row."""
         prompt, image = options.get("prompt"), options.get("image")
-        prompts = [prompt] * self.num_envs if prompt is None or isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, list | tuple | np.ndarray) else [prompt] * self.num_envs
         if len(prompts) != self.num_envs:
             raise ValueError(f"prompt must be one text or one a row ({self.num_envs}), got {len(prompts)}")
         for own in prompts:

@@ -139,6 +139,8 @@ def demo(
     for name, value in (("--steps", steps), ("--drops", drops)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {seed}")
     with _workshop(out) as folder:
         _say(1, f"loading the world model {checkpoint}")
         model = WorldModel.load(checkpoint)

@@ -98,6 +98,8 @@ def probe(
     for name, value in (("--trials", trials), ("--views", views), ("--prompts", prompts)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {seed}")
     protocol = Protocol(seed, trials, views, prompts, preset)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {out}; name another")
@@ -226,6 +228,8 @@ def _rebuilt(video: Frames, cameras: Cameras, protocol: Protocol) -> list[Measur
 def swaps_followed(subjects: dict[str, AnySubject], protocol: Protocol) -> Finding:
     """Pictures from held-out prompts and from the same with one word swapped, read by the checker."""
     try:
+        if isinstance(only := subjects.get(""), FileSubject):
+            raise CannotAnswer(f"{only.name} is a recording: it cannot be prompted")
         subject = _subject_for(subjects, "Orbit")
         swaps = held_out_swaps(protocol.prompts, protocol.seed)
         originals, changed = _pictures(subject, swaps)

@@ -63,6 +63,9 @@ def asset(
     """
     form = checked(form, output)
     _check_possible(preset, form, reading, dream, source.startswith(PROMPT))
+    for name, value, least in (("seed", seed, 0), ("held-out-every", held_out_every, 2)):
+        if value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
     if view:
         viewer.check_port(port)
     try:

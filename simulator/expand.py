@@ -225,6 +225,8 @@ def expanded(prompt: str, world: str | None = None, style: str = "plain", seed: 
     Raises ValueError if the prompt is too long or cannot be expanded, or the configured endpoint fails.
     """
     prompt = check_prompt(prompt)
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
     if style not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
     if world is not None and world not in WORLDS:

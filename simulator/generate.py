@@ -89,9 +89,13 @@ def from_words(request: Request, height: int, width: int) -> Canvas:
         if frames % request.time_factor:
             raise ValueError(f"--frames of a loop must be a multiple of {request.time_factor}, got {frames}")
         frames += 1  # the last, which is the first again, is left out
-    given = request.given(tasks.latent_steps(frames, request.time_factor), height, width)
+    shots, steps = shots_of(request.prompt), tasks.latent_steps(frames, request.time_factor)
+    given = request.given(steps, height, width)
     size = {"height": height, "width": width, "time_factor": request.time_factor}
-    shots = shots_of(request.prompt)
+    fewest = 3 if request.task == "loop" else 2 * len(shots) if len(shots) > 1 else 1
+    if steps < fewest:
+        least = (fewest - 1) * request.time_factor + (request.task != "loop")
+        raise ValueError(f"--frames must be at least {least} for this, got {request.frames}")
     if request.task == "loop":
         return tasks.loop(request.prompt, frames, image=None, **size, **given)
     if len(shots) > 1:
@@ -161,9 +165,19 @@ def plan(request: Request, height: int, width: int) -> Plan:
     task, clips = request.task, request.clips
     if request.sweep is not None and task not in (None, "animate"):
         raise ValueError(f"--sweep goes with words or with --task animate, not with {task}")
+    if len(shots_of(request.prompt)) > 1 and (clips or task == "loop"):
+        raise ValueError("shots are made from words alone: leave out --video, --image and --task loop")
     needed = {"infill": 2, "blend": 2, "loop": min(1, len(clips)), None: min(1, len(clips))}.get(task, 1)
     if len(clips) != needed:
-        raise ValueError(f"--task {task} takes {needed} --video (or --image), got {len(clips)}")
+        kinds = "--video" if needed == 2 else "--video or --image"
+        raise ValueError(f"--task {task} takes {needed} {kinds}, got {len(clips)}")
+    if clips and task in (None, "animate") and len(clips[0]) > 1:
+        raise ValueError(
+            f"--video with {len(clips[0])} frames needs a --task: extend goes on from its end; to animate a "
+            "picture give --image"
+        )
+    if clips and task in (None, "animate") and request.frames == 1:
+        raise ValueError("--frames must be at least 2 to animate a picture, got 1: the picture is the first")
     if not clips:
         nothing = np.zeros((0, height, width, 3), np.uint8)
         closed = request.task == "loop"  # played again, its last frame would be its first twice
@@ -211,11 +225,15 @@ def check_flags(
         raise ValueError(f"--seed must be 0 or more, got {seed}")
     if level is not None and task not in ("edit", "blend", "upscale"):
         raise ValueError(f"--level goes with --task edit, blend or upscale, got {task}")
+    if level is not None and not 0 < level <= 1:
+        raise ValueError(f"--level must lie in (0, 1], got {level}; the more, the less of the clip stays")
     if counts["frames"] is not None and task in ("edit", "upscale"):
         raise ValueError(f"--frames goes with other tasks than {task}, which makes as many as the clip has")
     suffixes = IMAGE_SUFFIXES if still else WRITTEN_SUFFIXES
     if output.suffix.lower() not in suffixes:
-        raise ValueError(f"-o {output} must end in {', '.join(suffixes)} for --frames {counts['frames']}")
+        raise ValueError(
+            f"-o {output} must end in {', '.join(suffixes)} for a {'picture' if still else 'video'}"
+        )
     check_writable(output.parent)
 
 
@@ -262,6 +280,8 @@ def generate(
 ) -> int:
     """Make a video, a picture or a camera sweep from words, or from clips and words."""
     still = frames == 1 and not video and task in (None, "animate")
+    # a picture that is made anew may be written as one, or as a clip of one frame
+    still |= image is not None and task in ("edit", "upscale") and output.suffix.lower() in IMAGE_SUFFIXES
     counts = {"frames": frames, "scale": scale, "height": height, "width": width, "tries": tries}
     check_flags(counts, seed, level, task, output, still)
     frames = FRAMES if frames is None else frames

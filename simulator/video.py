@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
 from torch import Tensor
 
 Frames = UInt8[np.ndarray, "t h w 3"]
@@ -20,6 +21,9 @@ Video = Float[Tensor, "b t c h w"]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 WRITTEN_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")  # those that hold what `write_video` writes
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# x264's look ahead over macroblocks (mbtree) reads beyond small pictures: the same frames, other files
+X264 = {"crf": "14", "threads": "1", "x264-params": "mbtree=0"}
+EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # Pillow's modes
 
 
 def to_unit(
@@ -59,7 +63,7 @@ def write_video(path: str | Path, frames: Frames, fps: float | int, *, scale: in
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         with av.open(str(partial), "w") as container:
-            stream = container.add_stream("libx264", rate=round(fps), options={"crf": "14", "threads": "1"})
+            stream = container.add_stream("libx264", rate=round(fps), options=X264)
             stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
             for frame in even:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -99,21 +103,22 @@ def read_video(path: str | Path, *, limit: int | None = None) -> tuple[Frames, f
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read one RGB picture; an alpha channel is dropped. Raises ValueError if it does not decode."""
+    """Read one picture as RGB, upright; an alpha channel is dropped. Raises ValueError if it does not
+    decode."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give a picture ({', '.join(IMAGE_SUFFIXES)})")
     try:
-        image = iio.imread(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} does not decode as a picture ({error})") from error
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=-1)
-    if image.ndim != 3 or image.dtype != np.uint8:
+        with Image.open(path) as file:
+            if getattr(file, "n_frames", 1) > 1:
+                raise ValueError(f"{path} moves: it holds several pictures; give it as a video")
+            if file.mode not in EIGHT_BIT:
+                raise ValueError(f"{path} is not an 8-bit picture (mode {file.mode}); convert it to RGB PNG")
+            return np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    except OSError as error:
         raise ValueError(
-            f"{path} is not an 8-bit picture (shape {image.shape}, {image.dtype}); convert it to RGB PNG"
-        )
-    return np.ascontiguousarray(image[..., :3])
+            f"{path} does not decode as a picture ({', '.join(IMAGE_SUFFIXES)}); convert it to RGB PNG"
+        ) from error
 
 
 def write_image(path: str | Path, image: UInt8[np.ndarray, "h w 3"], *, scale: int = 1) -> Path:

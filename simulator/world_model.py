@@ -142,7 +142,7 @@ class WorldModel:
 
     def draft_of(self, canvas: Canvas) -> Canvas | None:
         """The same request, smaller, if its pictures are much larger than the training's (else None)."""
-        return smaller(canvas, (self.height, self.width), self._size_unit)
+        return smaller(canvas, (self.height, self.width), self.size_unit)
 
     def action_size(self, world: str) -> int:
         """Width of a world's actions. Raises ValueError if this model does not know the world."""
@@ -175,7 +175,7 @@ class WorldModel:
         return self._with(tokenizer=tokenizer, transformer=transformer, in_bf16=True)
 
     @property
-    def _size_unit(self) -> int:
+    def size_unit(self) -> int:
         """Heights and widths are multiples of so many pixels."""
         return self.tokenizer.config.space_factor * self.transformer.config.patch
 
@@ -236,7 +236,7 @@ class WorldModel:
     def check(self, canvas: Canvas, steps: int | None = None) -> None:
         """Raises ValueError if `generate` cannot make this canvas: its size, length, conditions or memory."""
         height, width = canvas.frames.shape[1:3]
-        check_size(height, width, self._size_unit)
+        check_size(height, width, self.size_unit)
         self.conditioner.check(canvas)
         n, factor = len(canvas.start_level), self.frames_per_step
         if len(canvas.frames) != 1 + (n - 1) * factor:
@@ -245,7 +245,7 @@ class WorldModel:
             raise ValueError(f"steps must be at least 1, got {steps}; leave it out for the model's own")
         if drafted(canvas, (self.height, self.width)) or not legs_of(self, canvas):
             both = 2 if canvas.prompts and canvas.guidance != 1 else 1
-            tokens = both * n * height * width // self._size_unit**2
+            tokens = both * n * height * width // self.size_unit**2
             check_attention(tokens, n, self.transformer.config.heads, self.device)
 
     # --- rollouts
@@ -267,7 +267,7 @@ class WorldModel:
         if images is not None:
             height, width = images.shape[1:3]
         height, width = height or self.height, width or self.width
-        check_size(height, width, self._size_unit)
+        check_size(height, width, self.size_unit)
         ids, size = self.conditioner.world_ids([world] * len(prompts)), (height, width)
         return self._begin(prompts, ids, seeds, *size, images, guidance)
 

@@ -139,9 +139,16 @@ def test_bad_actions_are_named_in_one_line(model, action):
 
 @pytest.mark.parametrize(
     ("keywords", "words"),
-    [({"world": "Sea"}, "world must be one of"), ({"checkpoint": "/no/such/folder"}, "/no/such/folder")],
+    [
+        ({"world": "Sea"}, "world must be one of"),
+        ({"checkpoint": "/no/such/folder"}, "/no/such/folder"),
+        ({"height": 0}, "height must be a whole number of at least 1, got 0"),
+        ({"width": -8}, "width must be a whole number of at least 1, got -8"),
+        ({"height": 65}, "height must be a multiple of 16, got 65; use 64 or 80"),
+        ({"step_limit": 0}, "step_limit must be a whole number of at least 1, got 0"),
+    ],
 )
-def test_wrong_worlds_and_checkpoints_are_named(keywords, words):
+def test_wrong_worlds_checkpoints_and_numbers_are_named(keywords, words):
     with pytest.raises(ValueError, match=words) as caught:
         Dream(**keywords)
     assert "\n" not in str(caught.value)

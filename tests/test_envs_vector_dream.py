@@ -238,7 +238,13 @@ def test_gymnasiums_vector_wrappers_count_returns_and_lengths(model):
         (lambda env: env.load_state([1, 2]), "save_state of a dream"),
         (lambda env: make(1, model=env.model, autoreset_mode="never"), "autoreset_mode must be one of"),
         (lambda env: make(0, model=env.model), "num_envs must be at least 1"),
-        (lambda env: make(1, model=env.model, step_limit=0), "step_limit must be at least 1"),
+        (
+            lambda env: make(1, model=env.model, step_limit=0),
+            "step_limit must be a whole number of at least 1",
+        ),
+        (lambda env: env.observe(np.zeros((1, 5)), env.reset(seed=0)[0]), "actions must be one a row"),
+        (lambda env: (env.reset(seed=0), env.step(None)), "actions must be one a row"),
+        (lambda env: env.reset(options={"prompt": 5}), "must say something"),
     ],
 )
 def test_bad_calls_are_named_in_one_line(model, act, words):

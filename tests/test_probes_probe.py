@@ -48,6 +48,7 @@ def test_posed_pictures_of_one_scene_are_consistent_with_one(tmp_path):
     [
         ({"probes": "taste"}, "--probes"),
         ({"trials": 0}, "--trials"),
+        ({"seed": -1}, "--seed must be 0 or more, got -1"),
         ({"target": "orrery/Moon-v0"}, "orrery/Moon-v0"),
         ({"target": "missing.mp4"}, "missing.mp4"),
     ],

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from simulator.canvas import (
     Canvas,
@@ -22,8 +23,10 @@ from simulator.checkpoint import as_config, load_weights, save_weights
 from simulator.clips import Episode, list_episodes, read_episode, write_episode
 from simulator.metrics import psnr, sharpness, ssim
 from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
-from simulator.video import read_image, read_video, to_uint8, to_unit, write_image, write_video
+from simulator.video import read_image, read_video, resize, to_uint8, to_unit, write_image, write_video
 from simulator.world_model import WorldModel
+
+ORIENTATION = 0x0112  # in a photo's Exif
 
 
 def episode(seed: int = 3, steps: int = 20, **changes) -> Episode:
@@ -106,6 +109,44 @@ def test_a_video_and_a_picture_come_back_from_disk(tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
     with pytest.raises(ValueError, match=r"bad\.mp4 does not decode"):
         read_video(tmp_path / "bad.mp4")
+
+
+@pytest.mark.parametrize("size", [(48, 48), (64, 64), (96, 64), (192, 192)])
+def test_the_same_frames_make_the_same_file(tmp_path, size):
+    noise = np.random.default_rng(0).integers(0, 255, (16, *size, 3), dtype=np.uint8)
+    frames = resize(resize(noise, 16, 16), *size)
+    files = {write_video(tmp_path / "a.mp4", frames, 10).read_bytes() for _ in range(12)}
+    assert len(files) == 1
+
+
+def test_pictures_of_any_kind_are_read_upright_in_rgb(tmp_path):
+    red = Image.new("RGB", (32, 16), (210, 30, 30))
+    exif = red.getexif()
+    exif[ORIENTATION] = 6  # the camera was turned by a quarter
+    red.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (32, 16, 3)
+    grey = (84, 84, 84)  # luma of that red
+    for mode, name, colour in (
+        ("RGBA", "a.png", (210, 30, 30)),
+        ("P", "b.png", (210, 30, 30)),
+        ("CMYK", "c.jpg", (210, 30, 30)),
+        ("L", "d.png", grey),
+        ("LA", "e.png", grey),
+    ):
+        red.convert(mode).save(tmp_path / name)
+        read = read_image(tmp_path / name)
+        assert read.shape == (16, 32, 3) and np.abs(read.mean(axis=(0, 1)) - colour).max() < 8, mode
+    red.convert("1").save(tmp_path / "f.png")
+    assert set(np.unique(read_image(tmp_path / "f.png"))) == {0, 255}
+    red.save(tmp_path / "moves.png", save_all=True, append_images=[Image.new("RGB", (32, 16))])
+    with pytest.raises(ValueError, match=r"moves\.png moves"):
+        read_image(tmp_path / "moves.png")
+    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png is not an 8-bit picture \(mode I;16\)"):
+        read_image(tmp_path / "deep.png")
+    (tmp_path / "words.png").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"words\.png does not decode as a picture"):
+        read_image(tmp_path / "words.png")
 
 
 def test_weights_come_back_and_a_pickle_is_refused(tmp_path):

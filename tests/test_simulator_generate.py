@@ -12,7 +12,7 @@ from orrery import main
 from recon3d.sweeps import arc
 from simulator.canvas import Canvas, extend, image_to_video, infill, loop, smaller, text_to_video
 from simulator.timing import estimate
-from simulator.video import read_video, write_image, write_video
+from simulator.video import read_image, read_video, write_image, write_video
 from simulator.world_model import WorldModel
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)  # which no tokenizer rebuilds
@@ -161,6 +161,7 @@ def test_a_clip_of_another_frame_rate_is_said_to_play_at_the_models(tmp_path: Pa
         (["-o", "x.png", "--task", "extend", "--frames", "1"], "must end in .mp4"),
         (["--task", "edit", "--frames", "3"], "--frames goes with other tasks than edit"),
         (["--tries", "0"], "--tries must be at least 1, got 0"),
+        (["--task", "blend", "--level", "2"], "--level must lie in (0, 1], got 2.0"),
     ],
 )
 def test_flags_that_say_nothing_are_refused_before_any_work(flags, rule, capsys, monkeypatch, tmp_path):
@@ -168,6 +169,39 @@ def test_flags_that_say_nothing_are_refused_before_any_work(flags, rule, capsys,
     output = [] if "-o" in flags else ["-o", str(tmp_path / "x.mp4")]
     assert run("a red ball", *output, *flags) == 2
     assert rule in capsys.readouterr().err
+
+
+SHOTS = "shot 1: a ball. shot 2: a box"
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["x", "--video", "CLIP"], "--video with 4 frames needs a --task"),
+        (["x", "--task", "animate", "--video", "CLIP"], "--video with 4 frames needs a --task"),
+        (["x", "--image", "PICTURE", "--frames", "1", "-o", "OUT.png"], "--frames must be at least 2"),
+        ([SHOTS, "--video", "CLIP", "--task", "extend"], "shots are made from words alone"),
+        ([SHOTS, "--task", "loop"], "shots are made from words alone"),
+        ([SHOTS, "--frames", "3"], "--frames must be at least 4 for this, got 3"),
+        (["x", "--task", "loop", "--frames", "1"], "--frames must be at least 2 for this, got 1"),
+        (["x", "--task", "infill"], "--task infill takes 2 --video, got 0"),
+    ],
+)
+def test_what_the_flags_cannot_mean_is_refused_in_their_own_words(words, rule, capsys, tmp_path: Path):
+    clip, picture = write_video(tmp_path / "clip.mp4", NOISE, 10), write_image(tmp_path / "in.png", NOISE[0])
+    named = {"CLIP": str(clip), "PICTURE": str(picture), "OUT.png": str(tmp_path / "out.png")}
+    output = [] if "-o" in words else ["-o", str(tmp_path / "out.mp4")]
+    assert run(*[named.get(word, word) for word in words], *output) == 2
+    assert rule in capsys.readouterr().err and not list(tmp_path.glob("out.*"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".mp4"])
+def test_a_picture_that_is_made_anew_is_a_picture_or_a_clip_of_one(suffix, tmp_path: Path):
+    picture, out = write_image(tmp_path / "in.png", NOISE[0]), tmp_path / f"out{suffix}"
+    words = ["x", "--task", "upscale", "--image", str(picture), "--steps", "1"]
+    assert run(*words, "--height", "96", "--width", "96", "-o", str(out)) == 0
+    made = read_image(out)[None] if suffix == ".png" else read_video(out)[0]
+    assert made.shape == (1, 96, 96, 3)
 
 
 def test_shots_are_numbered_in_their_order(capsys, tmp_path: Path):

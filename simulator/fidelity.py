@@ -232,6 +232,7 @@ class Setting:
     power: float
     large_steps: bool
     commit: bool
+    pulled: bool  # by words or actions, as the model is set
     world: str
     rows: tuple[Row, ...]
     ms: float  # wall time of one step of one row
@@ -244,7 +245,9 @@ def settings(model: WorldModel, data: Path) -> list[Setting]:
         episodes = longer[:COMPARED]
         for setting in SETTINGS:
             names = ("sampler_steps", "schedule_power", "large_steps", "commit")
-            asked = model.with_config(**dict(zip(names, setting, strict=True)))
+            asked = model.with_config(**dict(zip(names, setting[:4], strict=True)))
+            if not setting[4]:
+                asked = asked.with_config(word_guidance={}, action_guidance={})
             parts = dreams_of(asked, world, episodes)
             nothing = np.zeros(parts[0].shape[:1] + parts[0].shape[2:4], bool)
             rows = (compare(world, step, step * model.frames_per_step, nothing, *parts) for step in STEPS)
@@ -256,14 +259,15 @@ def settings(model: WorldModel, data: Path) -> list[Setting]:
 
 
 COMPARED = 24  # episodes of a world
-SETTINGS = (  # steps, power, told how far they lead, a call of its own to keep the past
-    *((1, 1.0, large, True) for large in (False, True)),
-    *((2, 2.0, large, True) for large in (False, True)),
-    *((2, 4.0, large, False) for large in (False, True)),
-    *((4, 2.0, large, False) for large in (False, True)),
-    (4, 4.0, False, True),
-    (4, 10.0, False, True),
-    (8, 1.0, False, True),
+SETTINGS = (  # steps, power, told how far they lead, a call of its own to keep the past, pulled
+    (1, 1.0, False, True, True),
+    *((1, 1.0, large, True, False) for large in (False, True)),
+    *((2, 2.0, large, True, False) for large in (False, True)),
+    *((2, 4.0, large, False, False) for large in (False, True)),
+    *((4, 2.0, large, False, False) for large in (False, True)),
+    (4, 4.0, False, True, False),
+    (4, 10.0, False, True, False),
+    (8, 1.0, False, True, False),
 )
 
 
@@ -271,14 +275,15 @@ def settings_table(found: list[Setting]) -> str:
     """The settings as a Markdown table."""
     heads = " | ".join(f"gain at {step} | sharpness" for step in STEPS)
     lines = [
-        f"| world (episodes) | sampler steps | power | large steps | commit | {heads} | ms |",
-        "|---" * (6 + 2 * len(STEPS)) + "|",
+        f"| world (episodes) | sampler steps | power | large steps | commit | pulled | {heads} | ms |",
+        "|---" * (7 + 2 * len(STEPS)) + "|",
     ]
     for s in found:
         gains = " | ".join(f"{r.psnr - r.copy:+.2f} | {r.sharpness:.2f}" for r in s.rows)
         lines.append(
             f"| {s.world} ({s.rows[0].episodes}) | {s.steps} | {s.power:g} "
-            f"| {'yes' if s.large_steps else 'no'} | {'yes' if s.commit else 'no'} | {gains} | {s.ms:.0f} |"
+            f"| {'yes' if s.large_steps else 'no'} | {'yes' if s.commit else 'no'} "
+            f"| {'yes' if s.pulled else 'no'} | {gains} | {s.ms:.0f} |"
         )
     return "\n".join(lines)
 

@@ -8,14 +8,13 @@ saving it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
@@ -38,10 +37,11 @@ from simulator.choosing import TRIES, best_latents, can_judge, starting_with
 from simulator.conditions import Conditioner, led_by
 from simulator.devices import device_named
 from simulator.flow import Levels, add_noise
+from simulator.guidance import pull_of
 from simulator.memory import check_attention
 from simulator.origin import Origin
 from simulator.precision import inference, rounded
-from simulator.sampling import denoise, guided, row_noise
+from simulator.sampling import denoise, row_noise
 from simulator.state import State, Steps, rows, stacked, visible
 from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
@@ -65,8 +65,9 @@ class WorldModelConfig:
     context_noise: float = 0.05  # noise level at which the past is kept
     large_steps: bool = False  # whether the network is told how far the sampler steps
     commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it
-    # how strongly a prompt pulls on a rollout's steps, by world; of others it does not (1), at half the cost
-    step_guidance: dict[str, float] = field(default_factory=dict)
+    # how strongly words or actions pull on a rollout's steps, by world; 1, or none: not, at half the cost
+    word_guidance: dict[str, float] = field(default_factory=dict)
+    action_guidance: dict[str, float] = field(default_factory=dict)
 
 
 DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the next
@@ -152,7 +153,7 @@ class WorldModel:
         """The same weights, going to the mean of what may come: nearer to any truth, and the further on the
         more blurred."""
         plain = {"large_steps": False, "sampler_steps": 1, "schedule_power": 1.0, "commit": True}
-        return self.with_config(**plain, step_guidance={})
+        return self.with_config(**plain, word_guidance={}, action_guidance={})
 
     def with_config(self, **changes: Any) -> WorldModel:
         """The same weights under other settings (sampler_steps, context_noise)."""
@@ -348,11 +349,10 @@ class WorldModel:
         state = dataclasses.replace(state, doubts=tuple(doubts.tolist()))
         video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
         terminated = (last.terminated[:, 0] > 0).cpu().numpy()
-        scales = {name: origin.reward_scale for name, origin in self.origins.items()}
         return (
             dataclasses.replace(state, decoder=decoder),
             to_uint8(video),
-            last.reward[:, 0].cpu().numpy() * self._by_world(state, scales),
+            last.reward[:, 0].cpu().numpy() * self._reward_scales(state),
             terminated,
             np.sqrt(doubts).astype(np.float32),
         )
@@ -377,10 +377,11 @@ class WorldModel:
         _, decoder = self.tokenizer.decode_stream(latents, state.decoder)
         return dataclasses.replace(state, decoder=decoder, doubts=(0.0,) * len(state.seeds))
 
-    def _by_world(self, state: State, values: Mapping[str, float]) -> Float[np.ndarray, " b"]:
-        """Each row's number, by its world; 1 where that has none."""
-        names = ("", *self.worlds)
-        return np.array([values.get(names[world], 1) for world in state.world.tolist()], np.float32)
+    def _reward_scales(self, state: State) -> Float[np.ndarray, " b"]:
+        """What each row's learned reward is multiplied with."""
+        names = [(None, *self.worlds)[world] for world in state.world.tolist()]
+        scales = [self.origins[name].reward_scale if name in self.origins else 1.0 for name in names]
+        return np.array(scales, np.float32)
 
     def _step_conditions(
         self, state: State, actions: Float[np.ndarray, "b a"] | Float[Tensor, "b 1 wide"] | None
@@ -435,22 +436,20 @@ class WorldModel:
         before is remembered."""
         y, x = conditions.rays.shape[-2:]
         noise = self._noise(state, 0, (1, self.tokenizer.config.channels, y, x))
-        settled, pulls = state, self._by_world(state, self.config.step_guidance)
-        guide = (pulls != 1).any() and bool(state.text_known.any())
-        pull = rearrange(torch.from_numpy(pulls).to(self.device), "b -> b 1 1 1 1")
-        silent = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
+        settled, config = state, self.config
+        pull = pull_of(conditions, ("", *self.worlds), config.word_guidance, config.action_guidance)
+        pulled = bool((pull.strength != 1).any())
 
         def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
             nonlocal settled
-            settled, found = self._predict(settled, conditions, noisy, level, next_level)
-            if not guide:
+            goal = pull.goal(level, next_level)
+            settled, found = self._predict(settled, conditions, noisy, level, goal)
+            if not pulled:
                 return found
-            _, without = self._predict(settled, silent, noisy, level, next_level)
-            return found._replace(data=guided(found.data, without.data, pull))
+            return pull.on(found, lambda other: self._predict(settled, other, noisy, level, goal)[1])
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
-        steps, power = self.config.sampler_steps, self.config.schedule_power
-        latents, first, last = denoise(predict, noise, start, steps, power)
+        latents, first, last = denoise(predict, noise, start, config.sampler_steps, config.schedule_power)
         return settled, latents, first, last
 
     def _made(self, state: State, conditions: Conditions, latents: Latents) -> State:

@@ -288,6 +288,21 @@ def settings_table(found: list[Setting]) -> str:
     return "\n".join(lines)
 
 
+def asked_model(
+    checkpoint: str, device: str, averaging: bool, steps: int | None, action_guidance: float | None
+) -> WorldModel:
+    """The checkpoint under the settings that are asked for. Raises ValueError for a pull out of range."""
+    if action_guidance is not None and not 0 < action_guidance < 10:
+        raise ValueError(f"--action-guidance must lie between 0 and 10, got {action_guidance}")
+    model = WorldModel.load(checkpoint, device)
+    model = model.averaging() if averaging else model
+    if steps is not None:
+        model = model.with_config(sampler_steps=steps)
+    if action_guidance is not None:
+        model = model.with_config(action_guidance=dict.fromkeys(model.worlds, action_guidance))
+    return model
+
+
 Table = Literal["fidelity", "drift", "uncertainty", "rewards", "sampler"]
 
 
@@ -316,6 +331,13 @@ def evaluate(
     averaging: Annotated[
         bool, tyro.conf.arg(help="go to the mean of what may come: higher PSNR, blurred further on")
     ] = False,
+    action_guidance: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="how strongly actions pull on each step, in all worlds, instead of the checkpoint's setting "
+            "(in its config.json): 1 is not at all, 1.3 much"
+        ),
+    ] = None,
     device: str = "cpu",
 ) -> int:
     """Held-out fidelity: dreams against true continuations, beside copying the first frame."""
@@ -328,11 +350,7 @@ def evaluate(
         raise ValueError(f"--image goes with --table fidelity, not with {table}")
     if context < 1 or (context > 1 and table != "fidelity"):
         raise ValueError(f"--context must be 1, or more with --table fidelity, got {context} with {table}")
-    model = WorldModel.load(checkpoint, device)
-    if averaging:
-        model = model.averaging()
-    if steps is not None:
-        model = model.with_config(sampler_steps=steps)
+    model = asked_model(checkpoint, device, averaging, steps, action_guidance)
     if table == "fidelity":
         rows, pictures = measure(model, data, context)
         print(fidelity_table(rows))

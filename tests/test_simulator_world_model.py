@@ -449,7 +449,7 @@ def test_generate_writes_videos_and_pictures_and_names_bad_input(trained: Path, 
         big = (64, 64, 3) if name == "upscale" else size
         assert read_video(made)[0].shape == (count, *big), name
     for words, changes in (
-        ("takes 2 --video .* got 1", {"task": "infill", "video": (clip,)}),
+        ("takes 2 --video, got 1", {"task": "infill", "video": (clip,)}),
         ("takes 1 --video .* got 0", {"task": "edit", "frames": None}),
         ("--sweep goes with words", {"task": "extend", "video": (clip,), "sweep": "orbit"}),
         ("not both", {"image": tmp_path / "a.png", "video": (clip,)}),

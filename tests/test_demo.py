@@ -104,8 +104,8 @@ def test_the_demo_does_not_write_over_a_file(tmp_path):
 def test_the_bench_says_what_its_numbers_rest_on(tmp_path, capsys):
     assert bench(what="dream", steps=1, turns=2, batch=2, out=tmp_path / "bench.json") == 0
     body = json.loads((tmp_path / "bench.json").read_text())
-    rows_and_bf16 = 4  # one row and two, in fp32 and in bf16
-    assert [timing["threads"] for timing in body["timings"]] == [1, 2] * rows_and_bf16
+    kinds = 8  # one row and two, in fp32 and in bf16, pulled and not
+    assert [timing["threads"] for timing in body["timings"]] == [1, 2] * kinds
     for timing in body["timings"]:
         assert 0 < timing["slowest"] <= timing["rate"] <= timing["fastest"] and timing["cpu_ms"] > 0
         assert timing["multiply_adds"] > 1

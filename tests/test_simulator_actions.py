@@ -61,20 +61,25 @@ def test_other_parts_and_other_worlds_are_told_as_they_are():
 
 
 def test_what_is_held_up_by_nothing_falls_in_the_dream_too(model: WorldModel):
-    """Doing nothing is an action of zeros, which recordings tell as a button at -1."""
+    """Doing nothing is an action of zeros, which recordings tell as a button at -1. Boxes: of balls little
+    is left after .6 s."""
+    scene = {"kind": "drop", "things": [{"shape": "box", "colour": "red"}], "floor": "grey"}
+    nothing = np.array([0, 0, 0, -1], np.float32)
+    falls, missed = [], []
     with gymnasium.make("envs:orrery/Lab-v0", disable_env_checker=True) as env:
-        scene = {"kind": "drop", "things": [{"shape": "ball", "colour": "red"}], "floor": "grey"}
-        first, info = env.reset(seed=900_000_220, options={"scene": scene})
-    heights = []
-    for button in (0.0, -1.0):
-        state, frames, _ = model.start([info["prompt"]], "Lab", [3], images=first[None])
-        video = [frames[0, 0]]
-        for _ in range(6):
-            state, frames, *_ = model.step(state, np.array([[0, 0, 0, button]], np.float32))
-            video.append(frames[0, 0])
-        heights.append([middle_row(frame) for frame in video])
-    assert heights[0] == heights[1]
-    assert heights[0][-1] - heights[0][0] > 10  # pixels down in .6 s; the true one falls onto the floor
+        for seed in range(900_000_220, 900_000_224):
+            first, info = env.reset(seed=seed, options={"scene": scene})
+            truth = [env.step(nothing)[0] for _ in range(6)][-1]
+            ends = []
+            for button in (0.0, -1.0):
+                state, frames, _ = model.start([info["prompt"]], "Lab", [3], images=first[None])
+                for _ in range(6):
+                    state, frames, *_ = model.step(state, np.array([[0, 0, 0, button]], np.float32))
+                ends.append(middle_row(frames[0, 0]))
+            assert ends[0] == ends[1]
+            falls.append(ends[0] - middle_row(first))
+            missed.append(abs(ends[0] - middle_row(truth)))
+    assert min(falls) > 10 and np.mean(missed) < 8  # pixels; the true ones fall by 26 to 40
 
 
 def test_actions_of_another_width_or_of_no_world_are_refused(model: WorldModel):

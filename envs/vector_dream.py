@@ -5,7 +5,7 @@ of matrix products of another batch size (about one grey level while a rollout i
 on their own; a fresh row joins the others' forward at once.
 """
 
-from collections.abc import Sequence, Sized
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,8 @@ class VectorDream(gymnasium.vector.VectorEnv):
     def _checked_actions(self, actions: Any) -> Float[np.ndarray, "n a"]:
         """Every row's action as the model takes it. Raises ValueError unless there is one a row, each in the
         action space."""
-        if not isinstance(actions, Sized) or len(actions) != self.num_envs:
-            got = len(actions) if isinstance(actions, Sized) else repr(actions)
+        if not isinstance(actions, Collection | np.ndarray) or len(actions) != self.num_envs:
+            got = len(actions) if isinstance(actions, Collection | np.ndarray) else repr(actions)
             raise ValueError(f"actions must be one a row ({self.num_envs}), got {got}")
         return self.single.checked_actions(actions)
 

@@ -42,9 +42,9 @@ def pull_of(
     """The pull on rows under these conditions, by their worlds' settings (1, or none: no pull), as far as
     they are told anything. worlds: their names, by number."""
     drops, strengths = [], []
+    names: list[str] = [worlds[int(world)] for world in conditions.world.tolist()]
     for told, settings in ((conditions.text_known, words), (conditions.actions_known, actions)):
-        each = [settings.get(worlds[world], 1.0) for world in conditions.world.tolist()]
-        pulls = torch.tensor(each, device=told.device)
+        pulls = torch.tensor([settings.get(name, 1.0) for name in names], device=told.device)
         drops.append((pulls != 1) & told.any(dim=1))
         strengths.append(pulls)
     by_words, by_actions = (drop[:, None] for drop in drops)

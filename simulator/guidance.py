@@ -1,9 +1,9 @@
 """What pulls on a rollout's steps: the prediction under all conditions, led away from the one without words,
 or without actions (classifier-free guidance, Ho & Salimans 2022). It costs a second call of the network.
 
-Where much may happen, as in the Lab, words pull, and things that fall stay whole. Where actions decide what
-comes, as in Room and Orbit, they pull, and the step goes to the mean of what may come, which the pull keeps
-sharp: nearer to the truth than a drawn step that is as sharp.
+Where much may happen, as in the Lab, words pull, and things that fall stay whole longer. Where actions decide
+what comes, as in Room and Orbit, they pull, and the step goes to the mean of what may come, which the pull
+keeps sharp: nearer to the truth than a drawn step that is as sharp.
 """
 
 from __future__ import annotations

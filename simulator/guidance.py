@@ -3,7 +3,8 @@ or without actions (classifier-free guidance, Ho & Salimans 2022). It costs a se
 
 Where much may happen, as in the Lab, words pull, and things that fall stay whole longer. Where actions decide
 what comes, as in Room and Orbit, they pull, and the step goes to the mean of what may come, which the pull
-keeps sharp: nearer to the truth than a drawn step that is as sharp.
+keeps sharp: nearer to the truth than a drawn step that is as sharp. The more is in doubt, the more the mean
+is blurred, and the stronger is the pull.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 from simulator.flow import Levels
 from simulator.sampling import guided
 from simulator.transformer import Conditions, Prediction
+
+AT_FIRST = 0.4  # of the pull of actions; all of it where the error is that of any other picture, which is 1
 
 
 class Pull(NamedTuple):
@@ -37,10 +40,15 @@ class Pull(NamedTuple):
 
 
 def pull_of(
-    conditions: Conditions, worlds: Sequence[str], words: Mapping[str, float], actions: Mapping[str, float]
+    conditions: Conditions,
+    worlds: Sequence[str],
+    words: Mapping[str, float],
+    actions: Mapping[str, float],
+    doubts: Sequence[float],
 ) -> Pull:
     """The pull on rows under these conditions, by their worlds' settings (1, or none: no pull), as far as
-    they are told anything. worlds: their names, by number."""
+    they are told anything. That of actions grows with the mean squared error that each row expects by now
+    (`doubts`), from `AT_FIRST` of it. worlds: their names, by number."""
     drops, strengths = [], []
     names: list[str] = [worlds[int(world)] for world in conditions.world.tolist()]
     for told, settings in ((conditions.text_known, words), (conditions.actions_known, actions)):
@@ -51,5 +59,7 @@ def pull_of(
     without = conditions._replace(
         text_known=conditions.text_known & ~by_words, actions_known=conditions.actions_known & ~by_actions
     )
-    strength = torch.where(drops[1], strengths[1], torch.where(drops[0], strengths[0], 1.0))
+    doubt = torch.tensor(doubts, dtype=torch.float32, device=by_words.device).clamp(max=1)
+    of_actions = 1 + (AT_FIRST + (1 - AT_FIRST) * doubt) * (strengths[1] - 1)
+    strength = torch.where(drops[1], of_actions, torch.where(drops[0], strengths[0], 1.0))
     return Pull(strength[:, None, None, None, None], without, by_actions)

@@ -65,7 +65,7 @@ class WorldModelConfig:
     context_noise: float = 0.05  # noise level at which the past is kept
     large_steps: bool = False  # whether the network is told how far the sampler steps
     commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it
-    # how strongly words or actions pull on a rollout's steps, by world; 1, or none: not, at half the cost
+    # how strongly words, or actions in the end, pull on a rollout's steps, by world; 1, or none: not at all
     word_guidance: dict[str, float] = field(default_factory=dict)
     action_guidance: dict[str, float] = field(default_factory=dict)
 
@@ -437,7 +437,8 @@ class WorldModel:
         y, x = conditions.rays.shape[-2:]
         noise = self._noise(state, 0, (1, self.tokenizer.config.channels, y, x))
         settled, config = state, self.config
-        pull = pull_of(conditions, ("", *self.worlds), config.word_guidance, config.action_guidance)
+        settings = ("", *self.worlds), config.word_guidance, config.action_guidance
+        pull = pull_of(conditions, *settings, state.doubts)
         pulled = bool((pull.strength != 1).any())
 
         def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:

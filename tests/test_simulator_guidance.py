@@ -1,5 +1,7 @@
 """What pulls on a rollout's steps: words or actions, how strongly, on whom, and to what end."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -45,12 +47,28 @@ def test_a_step_goes_with_the_pull_of_words(model: WorldModel):
 def test_a_step_goes_with_the_pull_of_actions_from_the_mean_of_what_may_come(model: WorldModel):
     state, actions = begun(model, "Orbit"), np.array([[1.0, 0.3, 0.0]], np.float32)
     low, middle, high = (
-        made(model, state, actions, action_guidance={"Orbit": pull}) for pull in (1.2, 1.4, 1.6)
+        made(model, state, actions, action_guidance={"Orbit": pull}) for pull in (1.5, 2.0, 2.5)
     )
     assert (middle - low).abs().max() > 0.02
     assert torch.allclose(high - middle, middle - low, atol=1e-4)
     mean = made(model.averaging(), state, actions)
     assert torch.allclose(2 * low - middle, mean, atol=1e-4)
+
+
+def test_actions_pull_the_harder_the_more_is_in_doubt_and_words_do_not(model: WorldModel):
+    """From two fifths of the pull where all was seen to all of it where nothing is known any more."""
+    action = np.array([[1.0, 0.3, 0.0]], np.float32)
+    for world, kind, actions in (("Orbit", "action_guidance", action), ("Lab", "word_guidance", None)):
+        state = begun(model, world)
+        plain = made(model if kind == "word_guidance" else model.averaging(), state, actions)
+        pulls = [
+            made(model, replace(state, doubts=(doubt,)), actions, **{kind: {world: 2.0}}) - plain
+            for doubt in (0.0, 0.5, 1.0, 2.0)
+        ]
+        first, half, whole, more = (pull.norm().item() for pull in pulls)
+        assert more == pytest.approx(whole, rel=1e-3)
+        shares = (0.4, 0.7) if kind == "action_guidance" else (1.0, 1.0)
+        assert (first / whole, half / whole) == pytest.approx(shares, abs=0.01)
 
 
 def test_where_nothing_is_told_nothing_pulls(model: WorldModel):

@@ -126,11 +126,16 @@ class Conditioner:
 
 def led_by(steps: Steps, conditions: Conditions) -> Conditions:
     """The conditions of the next latent step, with those before it, which only their actions tell apart."""
-    count = steps.latents.shape[1] + 1
-    return conditions._replace(
-        shot=conditions.shot.repeat(1, count),
-        actions=torch.cat([steps.actions, conditions.actions], dim=1),
-        actions_known=torch.cat([steps.actions_known, conditions.actions_known], dim=1),
-        rays=conditions.rays.repeat(1, count, 1, 1, 1),
-        rays_known=conditions.rays_known.repeat(1, count),
-    )
+    before = conditions._replace(actions=steps.actions, actions_known=steps.actions_known)
+    for name in ("shot", "rays", "rays_known"):
+        first: Tensor = getattr(conditions, name)[:, :1]
+        count = (1, steps.latents.shape[1], *(1,) * (first.ndim - 2))
+        before = before._replace(**{name: first.repeat(count)})
+    return in_turn(before, conditions)
+
+
+def in_turn(first: Conditions, then: Conditions) -> Conditions:
+    """The conditions of some frames and of others after them, of the same words and worlds."""
+    framed = ("shot", "actions", "actions_known", "rays", "rays_known")
+    both = {name: torch.cat([getattr(first, name), getattr(then, name)], dim=1) for name in framed}
+    return first._replace(**both)

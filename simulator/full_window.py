@@ -59,7 +59,13 @@ class FullWindow(WorldModel):
             causal=True,
             drawn=0 if next_level is None else 1,
         )
-        return state, found.newest._replace(memory=window)
+        return state, found.of_last(1)._replace(memory=window)
+
+    def _both(
+        self, state: State, one: Conditions, other: Conditions, noisy: Tensor, level: Levels, goal: Levels
+    ) -> tuple[State, Prediction, Prediction]:
+        settled, found = self._predict(state, one, noisy, level, goal)
+        return settled, found, self._predict(settled, other, noisy, level, goal)[1]
 
     def _settled(self, state: State) -> State:
         """The state in which the fresh frame is one of the window; that takes no call."""

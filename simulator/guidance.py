@@ -1,5 +1,6 @@
 """What pulls on a rollout's steps: the prediction under all conditions, led away from the one without words,
-or without actions (classifier-free guidance, Ho & Salimans 2022). It costs a second call of the network.
+or without actions (classifier-free guidance, Ho & Salimans 2022). It costs a second take of the frame,
+which shares the call unless words pull.
 
 Where much may happen, as in the Lab, words pull, and things that fall stay whole longer. Where actions decide
 what comes, as in Room and Orbit, they pull, and the step goes to the mean of what may come, which the pull
@@ -9,7 +10,7 @@ is blurred, and the stronger is the pull.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,9 +35,9 @@ class Pull(NamedTuple):
         """Where the network is told that a step leads: nowhere, for the mean, or on."""
         return torch.where(self.by_actions, level, next_level)
 
-    def on(self, found: Prediction, predict: Callable[[Conditions], Prediction]) -> Prediction:
-        """A prediction under all conditions, pulled. predict: the same under others."""
-        return found._replace(data=guided(found.data, predict(self.without).data, self.strength))
+    def on(self, found: Prediction, without: Prediction) -> Prediction:
+        """A prediction under all conditions, pulled away from the one without some."""
+        return found._replace(data=guided(found.data, without.data, self.strength))
 
 
 def pull_of(

@@ -54,16 +54,18 @@ class State:
     width: int
 
 
-def visible(state: State, window: int) -> Bool[Tensor, "b n m"] | None:
+def visible(state: State, window: int, takes: int = 1) -> Bool[Tensor, "b n m"] | None:
     """Which kept frames, and which of themselves, each row's fresh one (if there is one) and its next one may
-    look at; None where all may see all."""
-    asking = 1 if state.fresh is None else 2
-    if asking == 1 and min(state.ages) >= state.kept:
+    look at; None where all may see all. takes: of the next one, none of which sees another."""
+    fresh = 0 if state.fresh is None else 1
+    if not fresh and takes == 1 and min(state.ages) >= state.kept:
         return None
     ages = torch.tensor(state.ages, device=state.text.device)[:, None, None]
-    back = torch.arange(state.kept + asking - 1, -1, -1, device=ages.device)
-    since = back[-asking:, None]
-    return (back >= since) & (back <= ages) & (back - since < window)
+    back = pad(torch.arange(state.kept + fresh, 0, -1, device=ages.device), (0, takes))
+    since = back[-fresh - takes :, None]
+    may = (back >= since) & (back <= ages) & (back - since < window)
+    may[:, -takes:, -takes:] &= torch.eye(takes, dtype=torch.bool, device=ages.device)
+    return may
 
 
 def row(state: State, index: int) -> State:

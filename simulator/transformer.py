@@ -131,15 +131,13 @@ class Prediction(NamedTuple):
     log_error: Float[Tensor, "b n"]  # natural log of the expected mean squared error of `data`
     memory: Memory  # of the frames given alone
 
-    @property
-    def newest(self) -> Prediction:
-        """What was predicted of the last frame; the memory is that of all."""
-        return self._replace(
-            data=self.data[:, -1:],
-            reward=self.reward[:, -1:],
-            terminated=self.terminated[:, -1:],
-            log_error=self.log_error[:, -1:],
-        )
+    def of_last(self, count: int) -> Prediction:
+        """What was predicted of so many of the last frames; the memory is that of all."""
+        return Prediction(*(part[:, -count:] for part in self[:4]), memory=self.memory)
+
+    def of_first(self) -> Prediction:
+        """What was predicted of the first frame; the memory is that of all."""
+        return Prediction(*(part[:, :1] for part in self[:4]), memory=self.memory)
 
     @property
     def expected_error(self) -> Float[Tensor, " b"]:
@@ -363,7 +361,7 @@ class Transformer(nn.Module):
         noise_level: Levels,
         conditions: Conditions,
         visible: Bool[Tensor, "b n m"] | None = None,
-        first_frame: Float[Tensor, ""] | float = 0.0,
+        first_frame: Float[Tensor, " #n"] | float = 0.0,
         past: Memory | None = None,
         next_level: Levels | None = None,
         causal: bool = False,
@@ -373,12 +371,12 @@ class Transformer(nn.Module):
         """Predict the data towards which the flow moves (`flow.move`) from `noise_level` to `next_level`.
 
         visible: which frame may look at which (None: all at all); m counts the cached frames first.
-        first_frame: index of the first frame given, for its position. past: memory of the frames before.
-        next_level: where a sampler goes next, at most `noise_level`; None: nowhere, that is the flow's
-        direction at `noise_level` itself, which points to the mean of the clean latents. causal: each frame
-        looks at itself and the window - 1 before it alone; for canvases without a past. before: the frames
-        before each, where they are not the given ones. drawn: so many of the last frames are wanted (None:
-        all); the others' `data` is what was given.
+        first_frame: index of the first frame given, for its position, or of each. past: memory of the frames
+        before. next_level: where a sampler goes next, at most `noise_level`; None: nowhere, that is the
+        flow's direction at `noise_level` itself, which points to the mean of the clean latents. causal: each
+        frame looks at itself and the window - 1 before it alone; for canvases without a past. before: the
+        frames before each, where they are not the given ones. drawn: so many of the last frames are wanted
+        (None: all); the others' `data` is what was given.
         """
         thought, caches = self.think(
             latents, noise_level, conditions, visible, first_frame, past, next_level, causal, before
@@ -407,7 +405,7 @@ class Transformer(nn.Module):
         noise_level: Levels,
         conditions: Conditions,
         visible: Bool[Tensor, "b n m"] | None = None,
-        first_frame: Float[Tensor, ""] | float = 0.0,
+        first_frame: Float[Tensor, " #n"] | float = 0.0,
         past: Memory | None = None,
         next_level: Levels | None = None,
         causal: bool = False,
@@ -418,7 +416,9 @@ class Transformer(nn.Module):
         action = self.action_in(_masked(conditions.actions, conditions.actions_known).to(latents.dtype))
         previous, previous_level = before or frames_before(latents, noise_level, past)
         x = self._tokens(latents, previous, conditions, action)
-        frames = torch.arange(latents.shape[1], device=latents.device) + first_frame
+        frames = first_frame
+        if not isinstance(frames, Tensor):
+            frames = torch.arange(latents.shape[1], device=latents.device) + first_frame
         within, across = self._rotations(height, width, frames)
         sight = Sight(latents.shape[1], self.config.window if causal else None, visible)
         text = self._text(conditions, x)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simulator.at_once import DETERMINED_POWER, frames_at_once
-from simulator.cache import extended, first_frame_of
+from simulator.cache import extended
 from simulator.canvas import (
     DRAFT_LEVEL,
     FREE,
@@ -34,15 +34,16 @@ from simulator.canvas import (
 from simulator.captioner import Captioner, captioner_for
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_world_model
 from simulator.choosing import TRIES, best_latents, can_judge, starting_with
-from simulator.conditions import Conditioner, led_by
+from simulator.conditions import Conditioner, in_turn
 from simulator.devices import device_named
 from simulator.flow import Levels, add_noise
 from simulator.guidance import pull_of
 from simulator.memory import check_attention
+from simulator.next_step import next_step
 from simulator.origin import Origin
 from simulator.precision import inference, rounded
 from simulator.sampling import denoise, row_noise
-from simulator.state import State, Steps, rows, stacked, visible
+from simulator.state import State, Steps, rows, stacked
 from simulator.tokenizer import Latents, Tokenizer
 from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer, TransformerConfig
@@ -400,29 +401,20 @@ class WorldModel:
         level: Levels,
         next_level: Levels | None,
     ) -> tuple[State, Prediction]:
-        """What the network says of the next latent step (next_level None: only what it would remember of it),
-        and the state in which the fresh one is remembered: one call sees to both."""
-        window, place, told = self.transformer.config.window, float(state.frame), None
-        if self.config.large_steps and next_level is not None:
-            told = next_level
-        fresh, drawn = state.fresh, 0 if next_level is None else 1
-        if fresh is None:
-            found = self.transformer(
-                noisy, level, conditions, visible(state, window), place, state.memory, told, drawn=drawn
-            )
-            return state, found
-        latents, levels = (
-            torch.cat([fresh.latents, noisy], dim=1),
-            torch.cat([fresh.noise_level, level], dim=1),
-        )
-        told = None if told is None else torch.cat([fresh.noise_level, told], dim=1)
-        both = led_by(fresh, conditions)
-        found = self.transformer(
-            latents, levels, both, visible(state, window), place - 1, state.memory, told, drawn=drawn
-        )
-        memory = extended(state.memory, first_frame_of(found.memory, latents, levels), window)
-        kept = min(state.kept + 1, window - 1)
-        return dataclasses.replace(state, memory=memory, kept=kept, fresh=None), found.newest
+        """See `next_step`."""
+        how = (noisy, level, next_level, self.config.large_steps)
+        return next_step(self.transformer, state, conditions, *how)
+
+    def _both(
+        self, state: State, one: Conditions, other: Conditions, noisy: Tensor, level: Levels, goal: Levels
+    ) -> tuple[State, Prediction, Prediction]:
+        """What the network says under these and under other conditions: in one call if words are the same."""
+        if not torch.equal(one.text_known, other.text_known):
+            settled, found = self._predict(state, one, noisy, level, goal)
+            return settled, found, self._predict(settled, other, noisy, level, goal)[1]
+        twice = (torch.cat([part, part], dim=1) for part in (noisy, level, goal))
+        settled, found = self._predict(state, in_turn(one, other), *twice)
+        return settled, found.of_first(), found.of_last(1)
 
     def _noise(self, state: State, draw: int, shape: tuple[int, ...]) -> Float[Tensor, "b ..."]:
         """The first (0) or second (1) noise of each row's next latent step, by its own seed and age."""
@@ -444,10 +436,11 @@ class WorldModel:
         def predict(noisy: Tensor, level: Levels, next_level: Levels) -> Prediction:
             nonlocal settled
             goal = pull.goal(level, next_level)
-            settled, found = self._predict(settled, conditions, noisy, level, goal)
             if not pulled:
+                settled, found = self._predict(settled, conditions, noisy, level, goal)
                 return found
-            return pull.on(found, lambda other: self._predict(settled, other, noisy, level, goal)[1])
+            settled, found, without = self._both(settled, conditions, pull.without, noisy, level, goal)
+            return pull.on(found, without)
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
         latents, first, last = denoise(predict, noise, start, config.sampler_steps, config.schedule_power)

@@ -135,3 +135,20 @@ def test_the_foretold_time_counts_both_calls(model: WorldModel):
         counts.append(len(calls))
     hook.remove()
     assert counts == [3, 6]  # of three steps
+
+
+@pytest.mark.parametrize("world", ["Orbit", "Room"])
+def test_both_takes_of_one_call_are_those_of_two(model: WorldModel, world: str):
+    """On a row alone, and on rows of other ages beside it, from the second step on too."""
+    mean, pull = model.averaging(), {world: 2.0}
+    rng, states = np.random.default_rng(3), [begun(model, world) for _ in range(2)]
+    told, later = (rng.uniform(-1, 1, (2, WIDTHS[world])).astype(np.float32) for _ in range(2))
+    states[1] = mean.step(states[1], told[1:])[0]
+    state = stacked(states)
+    for actions in (told, later):
+        doubt = torch.tensor(state.doubts).clamp(max=1)[:, None, None, None, None]
+        found, without = made(mean, state, actions), made(mean, state, None)
+        pulled = made(model, state, actions, action_guidance=pull)
+        assert (found - without).abs().max() > 0.05
+        assert torch.allclose(pulled, found + (0.4 + 0.6 * doubt) * (found - without), atol=2e-3)
+        state = mean.step(state, actions)[0]

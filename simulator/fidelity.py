@@ -334,8 +334,8 @@ def evaluate(
     action_guidance: Annotated[
         float | None,
         tyro.conf.arg(
-            help="how strongly actions pull on each step, in all worlds, instead of the checkpoint's setting "
-            "(in its config.json): 1 is not at all, 1.3 much"
+            help="how strongly actions pull once all is in doubt (two fifths of it at first), in all worlds, "
+            "instead of the checkpoint's setting in its config.json: 1 is not at all, 1.5 much"
         ),
     ] = None,
     device: str = "cpu",

@@ -31,9 +31,7 @@ def next_step(
     prediction is of the takes, its memory of the first.
     """
     window, fresh, takes = transformer.config.window, state.fresh, noisy.shape[1]
-    latents, levels, goals, drawn = noisy, level, next_level if told else None, takes
-    if next_level is None:
-        goals, drawn = None, 0
+    latents, levels, goals = noisy, level, next_level if told else None
     places = [float(state.frame)] * takes
     before = [state.memory[1:]] * takes
     if fresh is not None:
@@ -50,7 +48,7 @@ def next_step(
         state.memory,
         goals,
         before=Before(*(torch.cat(parts, dim=1) for parts in zip(*before, strict=True))),
-        drawn=drawn,
+        drawn=0 if next_level is None else takes,
     )
     memory = first_frame_of(found.memory, latents, levels)
     found = found.of_last(takes)._replace(memory=memory)

@@ -1,8 +1,9 @@
 """The world model without its cache: every network call runs over the whole window of frames again.
 
 It is what most video transformers do when they are rolled out, and the peer of equal size that `orrery bench`
-times beside the cache: same weights, same calls and, until the window slides, the same frames. (After that
-the cache is ahead: its keys and values were made in view of frames that have left the window.)
+times beside the cache: same weights, a call of its own for what pulls and, until the window slides, the same
+frames. (After that the cache is ahead: its keys and values were made in view of frames that have left the
+window.)
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class WindowState(State):
 
 class FullWindow(WorldModel):
     """A world model that keeps frames instead of their keys and values. All rows are of one age."""
+
+    takes_share_calls = False
 
     def _predict(
         self,
@@ -60,12 +63,6 @@ class FullWindow(WorldModel):
             drawn=0 if next_level is None else 1,
         )
         return state, found.of_last(1)._replace(memory=window)
-
-    def _both(
-        self, state: State, one: Conditions, other: Conditions, noisy: Tensor, level: Levels, goal: Levels
-    ) -> tuple[State, Prediction, Prediction]:
-        settled, found = self._predict(state, one, noisy, level, goal)
-        return settled, found, self._predict(settled, other, noisy, level, goal)[1]
 
     def _settled(self, state: State) -> State:
         """The state in which the fresh frame is one of the window; that takes no call."""

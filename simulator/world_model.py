@@ -81,6 +81,8 @@ class VideoModel(Protocol):
 
 
 class WorldModel:
+    takes_share_calls = True  # two takes of a frame whose words are the same
+
     def __init__(
         self,
         config: WorldModelConfig,
@@ -408,8 +410,8 @@ class WorldModel:
     def _both(
         self, state: State, one: Conditions, other: Conditions, noisy: Tensor, level: Levels, goal: Levels
     ) -> tuple[State, Prediction, Prediction]:
-        """What the network says under these and under other conditions: in one call if words are the same."""
-        if not torch.equal(one.text_known, other.text_known):
+        """What the network says under these and under other conditions."""
+        if not (self.takes_share_calls and torch.equal(one.text_known, other.text_known)):
             settled, found = self._predict(state, one, noisy, level, goal)
             return settled, found, self._predict(settled, other, noisy, level, goal)[1]
         twice = (torch.cat([part, part], dim=1) for part in (noisy, level, goal))

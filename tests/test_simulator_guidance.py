@@ -139,7 +139,7 @@ def test_the_foretold_time_counts_both_calls(model: WorldModel):
 
 @pytest.mark.parametrize("world", ["Orbit", "Room"])
 def test_both_takes_of_one_call_are_those_of_two(model: WorldModel, world: str):
-    """On a row alone, and on rows of other ages beside it, from the second step on too."""
+    """On rows of two ages, over two steps."""
     mean, pull = model.averaging(), {world: 2.0}
     rng, states = np.random.default_rng(3), [begun(model, world) for _ in range(2)]
     told, later = (rng.uniform(-1, 1, (2, WIDTHS[world])).astype(np.float32) for _ in range(2))

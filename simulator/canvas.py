@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -19,6 +19,13 @@ HELD, FREE = 0.0, 1.0
 DRAFTED_FROM = 2.0  # times the pixels of the training, above which a canvas is drafted smaller first
 DRAFT_LEVEL = 0.7  # noise from which a draft keeps its composition and gets details of its own
 Actions = Float[np.ndarray, "steps a"]
+
+
+class Draft(NamedTuple):
+    """What a control step's frames are to be made from: re-noised to that level, in (0, 1]."""
+
+    frames: UInt8[np.ndarray, "b f h w 3"]
+    level: float
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from recon3d.cameras import Cameras
 from simulator import calibration, drift, rewards
+from simulator.canvas import check_size
 from simulator.checkpoint import check_writable, write_json
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.latents import world_name
@@ -186,7 +187,7 @@ def held_out_episodes(model: WorldModel, data: Path, context: int = 1) -> dict[s
             f"--data {data} has no episode of {needed} steps of {model.frames_per_step} frames, "
             f"{model.height}x{model.width} pixels each, in a world of this model "
             f"({', '.join(model.worlds)}); record some with `orrery record ENV_ID --held-out "
-            f"--frames-per-step {model.frames_per_step}`"
+            f"--height {model.height} --width {model.width} --frames-per-step {model.frames_per_step}`"
         )
     return by_world
 
@@ -289,12 +290,21 @@ def settings_table(found: list[Setting]) -> str:
 
 
 def asked_model(
-    checkpoint: str, device: str, averaging: bool, steps: int | None, action_guidance: float | None
+    checkpoint: str,
+    device: str,
+    size: tuple[int | None, int | None],
+    averaging: bool,
+    steps: int | None,
+    action_guidance: float | None,
 ) -> WorldModel:
-    """The checkpoint under the settings that are asked for. Raises ValueError for a pull out of range."""
+    """The checkpoint under the settings that are asked for. size: height and width, None as it was trained.
+    Raises ValueError for a size that its tokenizer cannot divide, and a pull out of range."""
     if action_guidance is not None and not 0 < action_guidance < 10:
         raise ValueError(f"--action-guidance must lie between 0 and 10, got {action_guidance}")
     model = WorldModel.load(checkpoint, device)
+    height, width = size[0] or model.height, size[1] or model.width
+    check_size(height, width, model.size_unit)
+    model = model.with_config(height=height, width=width)
     model = model.averaging() if averaging else model
     if steps is not None:
         model = model.with_config(sampler_steps=steps)
@@ -327,6 +337,10 @@ def evaluate(
     context: Annotated[
         int, tyro.conf.arg(help="true control steps before the dream; 1 is the first frame alone")
     ] = 1,
+    height: Annotated[
+        int | None, tyro.conf.arg(help="pixels of the recordings that are taken, instead of the model's own")
+    ] = None,
+    width: Annotated[int | None, tyro.conf.arg(help="the same")] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="sampler steps, instead of the checkpoint's")] = None,
     averaging: Annotated[
         bool, tyro.conf.arg(help="go to the mean of what may come: higher PSNR, blurred further on")
@@ -350,7 +364,7 @@ def evaluate(
         raise ValueError(f"--image goes with --table fidelity, not with {table}")
     if context < 1 or (context > 1 and table != "fidelity"):
         raise ValueError(f"--context must be 1, or more with --table fidelity, got {context} with {table}")
-    model = asked_model(checkpoint, device, averaging, steps, action_guidance)
+    model = asked_model(checkpoint, device, (height, width), averaging, steps, action_guidance)
     if table == "fidelity":
         rows, pictures = measure(model, data, context)
         print(fidelity_table(rows))

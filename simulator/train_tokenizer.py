@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -56,7 +57,7 @@ FOLLOW_S = 60.0  # between readings of other episodes
 
 @dataclass(frozen=True)
 class TokenizerTraining:
-    batch: int = 24  # clips a step
+    batch: int = 24  # clips a step; of other picture sizes than the most frequent as many as make its pixels
     steps: int = 200_000  # at most; 0: any number
     minutes: float = 20.0  # of training, at most; 0: any number
     matrix_rate: float = 2e-3  # Muon's learning rate
@@ -89,10 +90,12 @@ class Frames:
 
 def load_frames(
     data: Path, limit: int, min_length: int, generator: np.random.Generator, progress: bool = True
-) -> Frames:
-    """Whole episodes in random order until `limit` frames are in memory."""
+) -> tuple[Frames, ...]:
+    """Whole episodes in random order until `limit` frames are in memory, by picture size: that of the most
+    frames first."""
     paths = training_episodes(data)
-    pixels, count = [], 0
+    by_size: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+    count = 0
     order = generator.permutation(len(paths))
     for index in tqdm(order, desc="reading frames", unit="ep", mininterval=5, disable=not progress):
         frames = read_frames(paths[index])
@@ -101,16 +104,25 @@ def load_frames(
                 f"clip needs at least {min_length} frames, got {len(frames)} in {paths[index]}; "
                 "record longer episodes"
             )
-        if pixels and frames.shape[1:] != pixels[0].shape[1:]:
-            raise ValueError(
-                f"{paths[index]} has frames of {frames.shape[1:3]}, others {pixels[0].shape[1:3]}; "
-                "train on one size at a time"
-            )
-        pixels.append(frames)
+        by_size[frames.shape[1:3]].append(frames)
         count += len(frames)
         if count >= limit:
             break
-    return Frames(np.concatenate(pixels), np.cumsum([0] + [len(p) for p in pixels]))
+    found = [Frames(np.concatenate(p), np.cumsum([0, *map(len, p)])) for p in by_size.values()]
+    return tuple(sorted(found, key=lambda frames: -len(frames.pixels)))
+
+
+def draw_clips(
+    sizes: tuple[Frames, ...], rng: np.random.Generator, batch: int, length: int
+) -> UInt8[np.ndarray, "b t h w 3"]:
+    """Clips of one size, each size as often as its share of all pixels; `batch` of the most frequent size, of
+    others as many as have as many pixels."""
+    if len(sizes) == 1:
+        return sizes[0].clips(rng, batch, length)
+    amounts = np.array([frames.pixels.size for frames in sizes], float)
+    frames = sizes[rng.choice(len(sizes), p=amounts / amounts.sum())]
+    scale = sizes[0].pixels[0].size / frames.pixels[0].size
+    return frames.clips(rng, max(1, round(batch * scale)), length)
 
 
 def reconstruction_loss(output: Float[Tensor, "*b"], video: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
@@ -205,8 +217,9 @@ def train_tokenizer(
         model = load_tokenizer(model_folder(source), where).train().requires_grad_(True)
         model.encoder.requires_grad_(finish_decoder is None)
     needed = (training.memory_frames, CLIP_STEPS * model.config.time_factor)
-    frames = load_frames(data, *needed, np.random.default_rng(seed))
-    model.check_size(*frames.pixels.shape[1:3])
+    sizes = load_frames(data, *needed, np.random.default_rng(seed))
+    for frames in sizes:
+        model.check_size(*frames.pixels.shape[1:3])
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
     average = copy.deepcopy(model).requires_grad_(False)
     learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
@@ -222,33 +235,33 @@ def train_tokenizer(
         beside(read, FOLLOW_S if follow else None) as later,
     ):
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(learner, frames, training, seed, out, run, compile, later)
+        fit(learner, sizes, training, seed, out, run, compile, later)
     return 0
 
 
 def fit(
     learner: Learner[Tokenizer],
-    frames: Frames,
+    sizes: tuple[Frames, ...],
     training: TokenizerTraining,
     seed: int,
     out: Path,
     run: Run,
     compiled: bool,
-    later: Callable[[], Frames | None],
+    later: Callable[[], tuple[Frames, ...] | None],
 ) -> None:
     """The loop. Saves every few minutes, so that a killed run goes on with `--resume`, as it would have:
     what a step draws depends on the seed and the step alone."""
     model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
     length = 1 + (CLIP_STEPS - 1) * model.config.time_factor
-    core = torch.compile(reconstruct) if compiled else reconstruct
+    core = torch.compile(reconstruct, dynamic=False) if compiled else reconstruct  # once for each size
     saved_s = shown_s = clock.seconds
     progress, stop = clock.progress, False
     with shown("tokenizer", clock) as show, between_steps(clock) as asked_to_stop:
         while progress < 1 and not stop:
             rng = np.random.default_rng([seed, clock.step])
-            frames = later() or frames
-            video = to_unit(frames.clips(rng, training.batch, length), where)
+            sizes = later() or sizes
+            video = to_unit(draw_clips(sizes, rng, training.batch, length), where)
             noise = draw_noise(model.config, video, training.latent_noise, rng)
             set_rates(learner.optimizers, rate_factor(progress))
             with fast_precision(where):
@@ -261,10 +274,10 @@ def fit(
             if seconds - shown_s >= SHOW_S or due:
                 shown_s = seconds
                 show(f"loss {loss.item():.4f}")
-                run.metrics({"loss": loss.item(), "frames": clock.step * training.batch * length}, clock.step)
+                run.metrics({"loss": loss.item()}, clock.step)
             if due:
                 saved_s = seconds
-                keep(learner, frames, training, out, run)
+                keep(learner, sizes, training, out, run)
 
 
 def draw_noise(config: TokenizerConfig, video: Tensor, most: float, rng: np.random.Generator) -> Tensor:
@@ -283,26 +296,29 @@ def reconstruct(model: Tokenizer, video: Tensor, noise: Tensor) -> Tensor:
 
 
 def keep(
-    learner: Learner[Tokenizer], frames: Frames, training: TokenizerTraining, out: Path, run: Run
+    learner: Learner[Tokenizer], sizes: tuple[Frames, ...], training: TokenizerTraining, out: Path, run: Run
 ) -> None:
-    """Measure on a fixed draw of clips; write weights, a picture (truth above, reconstruction below) and
-    resume state."""
+    """Measure on a fixed draw of clips of each size; write weights, a picture (truth above, reconstruction
+    below) of the most frequent and resume state."""
     ema, clock = learner.ema, learner.clock
     where = next(ema.parameters()).device
-    rng = np.random.default_rng(1)
     if next(learner.model.encoder.parameters()).requires_grad:  # else the latents stay what they were
-        measure_latents(ema, frames, rng, where)
-    clips = frames.clips(rng, 32, 1 + (CLIP_STEPS - 1) * ema.config.time_factor)
-    with torch.no_grad(), fast_precision(where):
-        output = to_uint8(ema.decode(ema.encode(to_unit(clips, where))))
-    score = psnr(rearrange(output, "b t h w c -> (b t) h w c"), rearrange(clips, "b t h w c -> (b t) h w c"))
-    psnr_db = round(float(score.mean()), 2)
+        measure_latents(ema, sizes[0], np.random.default_rng(1), where)
+    scores, pictures = {}, []
+    for frames in sizes:
+        height, width = frames.pixels.shape[1:3]
+        clips = frames.clips(np.random.default_rng(1), 32, 1 + (CLIP_STEPS - 1) * ema.config.time_factor)
+        with torch.no_grad(), fast_precision(where):
+            output = to_uint8(ema.decode(ema.encode(to_unit(clips, where))))
+        score = psnr(*(rearrange(video, "b t h w c -> (b t) h w c") for video in (output, clips)))
+        scores[f"psnr_db_{height}x{width}"] = round(float(score.mean()), 2)
+        pictures.append(np.concatenate([np.concatenate(list(v[:8, 0]), axis=1) for v in (clips, output)]))
+    psnr_db = next(iter(scores.values()))
     save(out, ema, training, clock, psnr_db)
-    rows = [np.concatenate(list(video[:8, 0]), axis=1) for video in (clips, output)]
-    picture = write_image(out / "reconstruction.png", np.concatenate(rows), scale=2)
+    picture = write_image(out / "reconstruction.png", pictures[0], scale=2)
     with (out / "metrics.jsonl").open("a") as file:
-        line = {"step": clock.step, "seconds": round(clock.seconds), "psnr_db": psnr_db}
+        line = {"step": clock.step, "seconds": round(clock.seconds), "psnr_db": psnr_db, **scores}
         file.write(json.dumps(line) + "\n")
-    run.metrics({"psnr_db": psnr_db}, clock.step)
+    run.metrics({"psnr_db": psnr_db, **scores}, clock.step)
     run.artifact(picture)
     save_learner(out / RESUME, learner)

@@ -3,9 +3,9 @@
 What follows on known frames, or on a first one made from words, is walked: under the actions that the canvas
 tells, or under none that is known, which leaves it to the model what happens. In worlds whose actions can be
 undone, what comes before known frames is walked too, backwards; the frames where both ways meet are made at
-once. Camera sweeps are walked where a world's actions take its camera around a point and so lead from view to
-view; a rollout drifts, so a whole turn is walked both ways from its first view. All other canvases are made
-at once.
+once. What a smaller draft shows already is walked too, each frame from its own draft, re-noised. Camera
+sweeps are walked where a world's actions take its camera around a point and so lead from view to view; a
+rollout drifts, so a whole turn is walked both ways from its first view. All other canvases are made at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from recon3d.cameras import Cameras
 from simulator.actions import MOTIONS, UNDONE, Motion
-from simulator.canvas import FREE, HELD, Canvas, edit
+from simulator.canvas import FREE, HELD, Canvas, Draft, edit
 from simulator.video import Frames
 
 
@@ -47,7 +47,7 @@ class Dreamer(Protocol):
 
     def start(self, prompts: Any, world: str | None, seeds: Any, *, images: Any = None) -> tuple: ...
 
-    def step(self, state: Any, actions: Any) -> tuple: ...
+    def step(self, state: Any, actions: Any, draft: Draft | None = None) -> tuple: ...
 
     def observe(self, state: Any, frames: Any, actions: Any) -> Any: ...
 
@@ -72,11 +72,11 @@ class Leg:
 
 def legs_of(model: Dreamer, canvas: Canvas) -> list[Leg]:
     """How the unknown frames of a canvas can be reached; empty where they must be made at once: what is known
-    is to be moved, there are shots, cameras that no actions lead to, or the way would lead back where none
-    does."""
+    is to be moved and nothing is held, there are shots, cameras that no actions lead to, or the way would
+    lead back where none does."""
     if len(canvas.start_level) < 2 or canvas.shot is not None:
         return []
-    if not np.isin(canvas.start_level, (HELD, FREE)).all():
+    if not canvas.held.any() and (canvas.start_level != FREE).any():
         return []
     if canvas.actions is None and canvas.cameras is not None:
         return _sweep(model, canvas)
@@ -176,7 +176,9 @@ def walked(
                 if view >= 0 and canvas.held[view]:
                     state = walker.observe(state, video[None, place(view)], action)
                 else:
-                    state, frames, *_ = walker.step(state, action)
+                    level = canvas.start_level[view] if view >= 0 else FREE
+                    draft = None if level == FREE else Draft(video[None, place(view)], float(level))
+                    state, frames, *_ = walker.step(state, action, draft)
                     if view >= 0:
                         video[place(view)] = frames[0]
                 bar.update()
@@ -205,7 +207,7 @@ def meetings(canvas: Canvas, legs: list[Leg]) -> list[tuple[slice, Canvas]]:
         request = replace(
             canvas,
             frames=canvas.frames[part],
-            start_level=np.where(reached, HELD, FREE).astype(np.float32)[part],
+            start_level=np.where(reached, HELD, canvas.start_level).astype(np.float32)[part],
             actions=None if canvas.actions is None else canvas.actions[part.start : part.stop - 1],
             cameras=None if canvas.cameras is None else canvas.cameras[part],
             guidance=1.0,  # what is around says it all, as for a rollout's steps

@@ -25,8 +25,8 @@ from simulator.canvas import (
     DRAFT_LEVEL,
     FREE,
     Canvas,
+    Draft,
     check_size,
-    drafted,
     from_draft,
     smaller,
     text_to_video,
@@ -247,7 +247,8 @@ class WorldModel:
             raise ValueError(f"latent steps of this model are {factor} frames each, after the first of 1")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}; leave it out for the model's own")
-        if drafted(canvas, (self.height, self.width)) or not legs_of(self, canvas):
+        at_once = self.draft_of(canvas) is not None and not canvas.held.any()
+        if at_once or not legs_of(self, canvas):
             both = 2 if canvas.prompts and canvas.guidance != 1 else 1
             tokens = both * n * height * width // self.size_unit**2
             check_attention(tokens, n, self.transformer.config.heads, self.device)
@@ -332,7 +333,7 @@ class WorldModel:
 
     @inference
     def step(
-        self, state: State, actions: Float[np.ndarray, "b a"] | None
+        self, state: State, actions: Float[np.ndarray, "b a"] | None, draft: Draft | None = None
     ) -> tuple[
         State,
         UInt8[np.ndarray, "b f h w 3"],
@@ -340,12 +341,12 @@ class WorldModel:
         Bool[np.ndarray, " b"],
         Float[np.ndarray, " b"],
     ]:
-        """One control step of every row, under actions or (None) whatever may happen: new state, its frames,
-        reward, terminated, and uncertainty (the error that the model expects by now, root mean square in
-        units of the latents' standard deviation: what it expects of this step's first guess, on top of what
-        is left of earlier steps')."""
+        """One control step of every row, under actions or (None) whatever may happen, from noise or a draft:
+        new state, its frames, reward, terminated, and uncertainty (the error that the model expects by now,
+        root mean square in units of the latents' standard deviation: what it expects of this step's first
+        guess, on top of what is left of earlier steps')."""
         conditions = self._step_conditions(state, actions)
-        settled, latents, first, last = self._new_latents(state, conditions)
+        settled, latents, first, last = self._new_latents(state, conditions, draft)
         made = self.config.commit
         state = self._made(settled, conditions, latents) if made else self._kept(settled, last)
         doubts = DOUBT_KEPT * np.array(state.doubts) + first.expected_error.numpy()
@@ -424,7 +425,7 @@ class WorldModel:
         return torch.cat([row_noise([seed], 2 * age + draw, shape, self.device) for seed, age in positions])
 
     def _new_latents(
-        self, state: State, conditions: Conditions
+        self, state: State, conditions: Conditions, draft: Draft | None
     ) -> tuple[State, Latents, Prediction, Prediction]:
         """The next latent step, the sampler's first and last predictions, and the state in which the step
         before is remembered."""
@@ -445,6 +446,10 @@ class WorldModel:
             return pull.on(found, without)
 
         start = torch.ones(len(state.seeds), 1, device=self.device)
+        if draft is not None:
+            start *= draft.level
+            frames = to_unit(draft.frames, self.device)
+            noise = add_noise(self.tokenizer.encode_stream(frames, start=False), noise, start)
         latents, first, last = denoise(predict, noise, start, config.sampler_steps, config.schedule_power)
         return settled, latents, first, last
 

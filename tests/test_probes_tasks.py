@@ -95,6 +95,21 @@ def test_the_shipped_weights_go_through_tasks_and_print_each_beside_its_baseline
         tasks("default", held, episodes=1)
 
 
+def test_fidelity_is_read_at_another_size_than_the_models_own(held: Path, tmp_path, capsys):
+    out, picture = tmp_path / "rows.json", tmp_path / "a.png"
+    assert evaluate("default", held, width=96, out=out, image=picture) == 0
+    rows = json.loads(out.read_text())
+    assert [(row["world"], row["episodes"], row["step"]) for row in rows] == [
+        ("Orbit", 2, step) for step in (1, 4, 16)
+    ]
+    assert rows[0]["psnr"] > rows[0]["copy"] and rows[0]["ceiling"] > 27
+    assert read_image(picture).shape == (2 * 4 * 64, 2 * 9 * 96, 3)
+    with pytest.raises(ValueError, match=r"no episode of .*128x64 pixels.*--height 128 --width 64"):
+        evaluate("default", held, height=128)
+    with pytest.raises(ValueError, match="height must be a multiple of 8, got 100; use 96 or 104"):
+        evaluate("default", held, height=100)
+
+
 def test_drift_uncertainty_and_rewards_are_read_from_long_and_short_episodes(held: Path, tmp_path, capsys):
     episodes = [read_episode(path) for path in list_episodes(held / "Orbit-64")]
     near, far = drifts(WorldModel.load(), "Orbit", episodes, (4, 70))

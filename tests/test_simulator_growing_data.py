@@ -15,7 +15,7 @@ from simulator.background import beside
 from simulator.clips import Episode, training_episodes, write_episode
 from simulator.latents import Library, load_latents
 from simulator.train import train
-from simulator.train_tokenizer import load_tokenizer, train_tokenizer
+from simulator.train_tokenizer import draw_clips, load_frames, load_tokenizer, train_tokenizer
 from simulator.world_model import WorldModel
 
 
@@ -115,6 +115,22 @@ def test_a_tokenizer_trains_further_and_the_world_model_learns_its_new_latents(r
         train(**again, tokenizer=tmp_path / "whole", out=tmp_path / "no")
     train(**again, tokenizer=tmp_path / "whole", out=tmp_path / "on", steps=2, other_latents=True)
     assert (tmp_path / "on" / "world_model.safetensors").exists() and not (tmp_path / "no").exists()
+
+
+def test_a_tokenizer_learns_pictures_of_several_sizes_each_by_its_pixels(run: Path, tmp_path: Path):
+    sizes = load_frames(run / "data", 1000, 4, np.random.default_rng(0), progress=False)
+    assert [frames.pixels.shape for frames in sizes] == [(52, 32, 32, 3), (26, 48, 48, 3)]
+    rng = np.random.default_rng(0)
+    drawn = [draw_clips(sizes, rng, 9, 4).shape for _ in range(2000)]
+    assert set(drawn) == {(9, 4, 32, 32, 3), (4, 4, 48, 48, 3)}, "as many pixels of either"
+    pixels = 52 * 32**2, 26 * 48**2
+    assert drawn.count((9, 4, 32, 32, 3)) / 2000 == pytest.approx(pixels[0] / sum(pixels), abs=0.04)
+    train_tokenizer(run / "data", tmp_path / "both", preset="tiny", steps=4, track=False)
+    last = json.loads((tmp_path / "both" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["psnr_db"] == last["psnr_db_32x32"] and last["psnr_db_48x48"] > 3
+    write_episode(tmp_path / "odd", blinking(9, size=36))
+    with pytest.raises(ValueError, match="36"):
+        train_tokenizer(tmp_path / "odd", tmp_path / "no", preset="tiny", steps=1, track=False)
 
 
 def test_a_model_trained_further_samples_as_the_one_it_comes_from(run: Path, tmp_path: Path):

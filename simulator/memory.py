@@ -5,6 +5,9 @@ from pathlib import Path
 
 import torch
 
+from simulator.canvas import Canvas
+from simulator.transformer import TransformerConfig
+
 
 def free_bytes(where: torch.device) -> int:
     """What may still be used of this machine's memory (within its container's limit), or of its GPU's."""
@@ -21,13 +24,21 @@ def free_bytes(where: torch.device) -> int:
     return free
 
 
-def check_attention(tokens: int, frames: int, heads: int, where: torch.device) -> None:
-    """Raises ValueError if attention over all tokens of so many latent steps does not fit into memory."""
-    needed, free = 3 * 4 * heads * tokens**2, free_bytes(where)  # scores, their mask and their softmax
+def check_attention(
+    canvas: Canvas, walks: bool, size_unit: int, config: TransformerConfig, where: torch.device
+) -> None:
+    """Raises ValueError if attention does not fit into memory: over all tokens of a canvas, or where it is
+    walked, of the steps in sight of one. size_unit: side of a token, in pixels."""
+    steps, free = len(canvas.start_level), free_bytes(where)
+    height, width = canvas.frames.shape[1:3]
+    both = 2 if canvas.prompts and canvas.guidance != 1 and not walks else 1
+    seen = min(steps, config.window) if walks else steps
+    tokens = both * seen * height * width // size_unit**2
+    needed = 3 * 4 * config.heads * tokens**2  # scores, their mask and their softmax
     if needed > free:
-        fits = int(frames * (free / needed) ** 0.5)
+        fits = 0 if walks else int(steps * (free / needed) ** 0.5)
         cure = f"make at most {fits} at this size, or a smaller picture, and extend it"
         raise ValueError(
-            f"canvas of {frames} latent steps needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+            f"canvas of {steps} latent steps needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
             f"free; {cure if fits else 'make a smaller picture'}"
         )

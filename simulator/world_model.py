@@ -27,6 +27,7 @@ from simulator.canvas import (
     Canvas,
     Draft,
     check_size,
+    drafted,
     from_draft,
     smaller,
     text_to_video,
@@ -247,11 +248,10 @@ class WorldModel:
             raise ValueError(f"latent steps of this model are {factor} frames each, after the first of 1")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}; leave it out for the model's own")
-        at_once = self.draft_of(canvas) is not None and not canvas.held.any()
-        if at_once or not legs_of(self, canvas):
-            both = 2 if canvas.prompts and canvas.guidance != 1 else 1
-            tokens = both * n * height * width // self.size_unit**2
-            check_attention(tokens, n, self.transformer.config.heads, self.device)
+        large, legs = drafted(canvas, (self.height, self.width)), legs_of(self, canvas)
+        if large or not legs:
+            walks = bool(legs) and bool(canvas.held.any())  # else what it begins with is made at once
+            check_attention(canvas, walks, self.size_unit, self.transformer.config, self.device)
 
     # --- rollouts
 

@@ -106,7 +106,7 @@ def test_fidelity_is_read_at_another_size_than_the_models_own(held: Path, tmp_pa
     assert read_image(picture).shape == (2 * 4 * 64, 2 * 9 * 96, 3)
     with pytest.raises(ValueError, match=r"no episode of .*128x64 pixels.*--height 128 --width 64"):
         evaluate("default", held, height=128)
-    with pytest.raises(ValueError, match="height must be a multiple of 8, got 100; use 96 or 104"):
+    with pytest.raises(ValueError, match="height must be a multiple of 16, got 100; use 96 or 112"):
         evaluate("default", held, height=100)
 
 

@@ -102,6 +102,11 @@ def test_a_canvas_that_this_model_cannot_make_is_refused_before_any_work(model: 
         (text_to_video("x", 2), 0, "steps must be at least 1, got 0"),
         (text_to_video("x", 2, height=70), None, "height must be a multiple of 16, got 70; use 64 or 80"),
         (text_to_video("x", 64, height=4096, width=4096), None, "GB are free; make a smaller picture"),
+        (
+            image_to_video(np.zeros((4096, 4096, 3), np.uint8), "x", 2),
+            None,
+            "2 latent steps needs .* smaller",
+        ),
     ):
         for work in (model.generate, lambda c, steps: estimate(model, c, steps)):
             with pytest.raises(ValueError, match=rule):

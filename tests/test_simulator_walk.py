@@ -1,6 +1,7 @@
 """Canvases on foot: what follows on known frames, under told actions or none, and sweeps, whose actions from
 view to view are checked in the true world."""
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -10,7 +11,8 @@ import torch
 
 from recon3d.cameras import Cameras, concatenate
 from recon3d.sweeps import arc, dolly, orbit, revisit
-from simulator.canvas import Canvas, extend, extend_back, image_to_video, infill, loop, text_to_video
+from simulator.canvas import Canvas, Draft, extend, extend_back, image_to_video, infill, loop, text_to_video
+from simulator.metrics import psnr
 from simulator.timing import estimate
 from simulator.walk import first_view, legs_of, meetings
 from simulator.world_model import WorldModel
@@ -259,6 +261,24 @@ def test_what_is_cut_or_moved_or_cannot_be_undone_is_made_at_once(model: WorldMo
         infill(frames[:1], frames[1:], None, 5, world="Orbit"),
     ]
     assert [legs_of(model, request) for request in requests] == [[]] * len(requests)
+
+
+def test_what_a_draft_shows_is_followed_the_closer_the_less_noise_it_gets(model: WorldModel):
+    """The true frames are the draft: they are what the frames made are nearest to, the more so."""
+    truth, actions = told(6, 7)
+    request = image_to_video(truth[0], None, 7, world="Room", actions=actions)
+    request = replace(request, frames=truth.copy())
+    near = []
+    for level in (0.1, 0.5, 1.0):
+        drafted = replace(request, start_level=np.array([0, *[level] * 6], np.float32))
+        assert [leg.views.tolist() for leg in legs_of(model, drafted)] == [[*range(1, 7)]]
+        video = model.generate(drafted, seed=2)
+        assert np.array_equal(video[0], truth[0])
+        near.append(psnr(video[1:], truth[1:]).mean())
+    assert near[0] > near[1] + 1 > near[2] + 2 and near[0] > 25
+    state, *_ = model.start([None], "Room", [2], images=truth[:1])
+    ours = model.step(state, actions[:1], Draft(truth[None, 1:2], 1.0))[1]
+    assert np.array_equal(ours, model.step(state, actions[:1])[1]), "noise alone says nothing of a draft"
 
 
 def test_a_rollout_longer_than_memory_holds_as_one_clip_is_made(model: WorldModel, monkeypatch):

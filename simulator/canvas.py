@@ -18,6 +18,7 @@ from simulator.video import Frames, resize
 HELD, FREE = 0.0, 1.0
 DRAFTED_FROM = 2.0  # times the pixels of the training, above which a canvas is drafted smaller first
 DRAFT_LEVEL = 0.7  # noise from which a draft keeps its composition and gets details of its own
+BESIDE_LEVEL = 0.5  # the same beside frames that are held, which show the details
 Actions = Float[np.ndarray, "steps a"]
 
 
@@ -351,7 +352,8 @@ def from_draft(canvas: Canvas, draft: Frames) -> Canvas:
     """The same request where a draft of it is there: what is held stays, the rest starts from the draft."""
     frames, known = resize(draft, *canvas.frames.shape[1:3]), canvas.held_frames
     frames[known] = canvas.frames[known]
-    return replace(canvas, frames=frames, start_level=np.minimum(canvas.start_level, DRAFT_LEVEL))
+    level = BESIDE_LEVEL if known.any() else DRAFT_LEVEL
+    return replace(canvas, frames=frames, start_level=np.minimum(canvas.start_level, level))
 
 
 SHOT_MARK = re.compile(r"\bshot\s+\d+\s*:", re.IGNORECASE)

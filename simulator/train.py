@@ -75,7 +75,7 @@ from simulator.progress import SHOW_S, shown
 from simulator.tokenizer import Tokenizer
 from simulator.tracking import Run, tracked_run
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
-from simulator.train_tokenizer import load_tokenizer
+from simulator.train_tokenizer import load_tokenizer, made_of
 from simulator.transformer import PRESETS, Prediction, Transformer
 from simulator.video import to_uint8, write_video
 from simulator.world_model import WEIGHTS, WorldModel, WorldModelConfig
@@ -140,7 +140,7 @@ def save(
             "tokenizer": tokenizer["tokenizer"],
             "origins": {name: asdict(origin) for name, origin in data.origins.items()},
             "made": {
-                "tokenizer": tokenizer["made"],
+                "tokenizer": made_of(tokenizer_folder),
                 "episodes": sum(bucket.episodes for bucket in buckets),
                 "frames": sum(len(bucket.latents) for bucket in buckets),
                 "steps": clock.step,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -142,15 +142,30 @@ def measure_latents(
         tokenizer.latent_std.copy_(bounded.std(dim=(0, 1, 3, 4)))
 
 
-def save(out: Path, ema: Tokenizer, training: TokenizerTraining, clock: Clock, psnr_db: float) -> None:
+def save(
+    out: Path,
+    ema: Tokenizer,
+    training: TokenizerTraining,
+    clock: Clock,
+    psnr_db: float,
+    started_from: dict[str, Any] | None = None,
+) -> None:
+    """Weights, and a config that says how they were made. started_from: how those were that went on."""
     save_weights(out / WEIGHTS, ema)
     made = {
         "steps": clock.step,
         "minutes": round(clock.seconds / 60, 3),
         "code": code_version(),
         "psnr_db": psnr_db,
+        **({"started_from": started_from} if started_from else {}),
     }
     write_json(out / CONFIG, {"tokenizer": asdict(ema.config), "training": asdict(training), "made": made})
+
+
+def made_of(folder: Path) -> dict[str, Any]:
+    """How the tokenizer of a run folder (or of a world model's) was made."""
+    made = read_json(folder / CONFIG).get("made", {})
+    return made.get("tokenizer", made)
 
 
 def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
@@ -229,13 +244,14 @@ def train_tokenizer(
             print(learner.clock.finished(out), file=sys.stderr)
             return 0
     out.mkdir(parents=True, exist_ok=True)
+    origin = made_of(model_folder(source)) if source is not None else None
     read = partial(load_frames, data, *needed, np.random.default_rng([seed, 1]), progress=False)
     with (
         tracked_run("orrery-tokenizer", out.name, track) as run,
         beside(read, FOLLOW_S if follow else None) as later,
     ):
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(learner, sizes, training, seed, out, run, compile, later)
+        fit(learner, sizes, training, seed, out, run, compile, later, origin)
     return 0
 
 
@@ -248,6 +264,7 @@ def fit(
     run: Run,
     compiled: bool,
     later: Callable[[], tuple[Frames, ...] | None],
+    origin: dict[str, Any] | None,
 ) -> None:
     """The loop. Saves every few minutes, so that a killed run goes on with `--resume`, as it would have:
     what a step draws depends on the seed and the step alone."""
@@ -277,7 +294,7 @@ def fit(
                 run.metrics({"loss": loss.item()}, clock.step)
             if due:
                 saved_s = seconds
-                keep(learner, sizes, training, out, run)
+                keep(learner, sizes, training, out, run, origin)
 
 
 def draw_noise(config: TokenizerConfig, video: Tensor, most: float, rng: np.random.Generator) -> Tensor:
@@ -296,7 +313,12 @@ def reconstruct(model: Tokenizer, video: Tensor, noise: Tensor) -> Tensor:
 
 
 def keep(
-    learner: Learner[Tokenizer], sizes: tuple[Frames, ...], training: TokenizerTraining, out: Path, run: Run
+    learner: Learner[Tokenizer],
+    sizes: tuple[Frames, ...],
+    training: TokenizerTraining,
+    out: Path,
+    run: Run,
+    origin: dict[str, Any] | None,
 ) -> None:
     """Measure on a fixed draw of clips of each size; write weights, a picture (truth above, reconstruction
     below) of the most frequent and resume state."""
@@ -314,7 +336,7 @@ def keep(
         scores[f"psnr_db_{height}x{width}"] = round(float(score.mean()), 2)
         pictures.append(np.concatenate([np.concatenate(list(v[:8, 0]), axis=1) for v in (clips, output)]))
     psnr_db = next(iter(scores.values()))
-    save(out, ema, training, clock, psnr_db)
+    save(out, ema, training, clock, psnr_db, origin)
     picture = write_image(out / "reconstruction.png", pictures[0], scale=2)
     with (out / "metrics.jsonl").open("a") as file:
         line = {"step": clock.step, "seconds": round(clock.seconds), "psnr_db": psnr_db, **scores}

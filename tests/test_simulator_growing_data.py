@@ -110,6 +110,8 @@ def test_a_tokenizer_trains_further_and_the_world_model_learns_its_new_latents(r
     assert all(0 < (whole[name] - before[name]).abs().max() < 0.1 for name in encoder)
     assert all(torch.equal(decoder[name], before[name]) for name in encoder)
     assert json.loads((tmp_path / "whole" / "metrics.jsonl").read_text())["step"] == 3
+    made = json.loads((tmp_path / "decoder" / "config.json").read_text())["made"]
+    assert made["steps"] == 3 and made["started_from"]["steps"] == 2
     again = {"data": run / "data", "preset": "tiny", "track": False, "start_from": tmp_path / "world"}
     with pytest.raises(ValueError, match="--other-latents"):
         train(**again, tokenizer=tmp_path / "whole", out=tmp_path / "no")

@@ -42,7 +42,12 @@ def test_the_weights_are_small_and_say_how_they_were_made():
     total = sum(path.stat().st_size for path in PRETRAINED.iterdir())
     assert total < 24.5e6
     made = json.loads((PRETRAINED / "config.json").read_text())["made"]
-    assert made["episodes"] > 1000 and made["steps"] > 1000 and made["tokenizer"]["steps"] > 1000
+    for part in (made, made["tokenizer"]):
+        parts = [part]
+        while "started_from" in parts[-1]:
+            parts.append(parts[-1]["started_from"])
+        assert sum(part["steps"] for part in parts) > 1000 and all(part["minutes"] > 0 for part in parts)
+    assert made["episodes"] > 1000
 
 
 @pytest.mark.parametrize("world", ["Lab", "Orbit", "Room"])

@@ -17,6 +17,8 @@ class Motion(NamedTuple):
     distance_m: float
 
 
+OWN = frozenset({"orrery/Lab-v0", "orrery/Orbit-v0", "orrery/Room-v0"})
+"""The ids of these worlds; a world of another id that bears their name is read as any env is."""
 MOTIONS = {"Orbit": Motion((0.0, 0.0, 0.15), 9.0, 4.5, 0.05)}
 UNDONE = {"Orbit": (-1.0, -1.0, -1.0), "Room": (-1.0, -1.0, -1.0, -1.0, 0.0)}
 """Times an action: the one that leads back. What was pushed stays where it is."""

@@ -13,6 +13,7 @@ import torch
 import tyro
 
 from simulator.checkpoint import CONFIG, PRETRAINED, read_json, save_weights, write_json
+from simulator.optim import ema_update
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
 from simulator.world_model import WEIGHTS, WorldModel
 
@@ -20,12 +21,28 @@ from simulator.world_model import WEIGHTS, WorldModel
 def export(
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="folder of `orrery train world`")],
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="folder to write")] = PRETRAINED,
+    mean_with: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="the run that it went on from: half way between both, which keeps more of the old"
+        ),
+    ] = None,
 ) -> int:
-    """Write a world model's weights in bf16, with its config."""
-    model = WorldModel.load(run)
+    """Write a world model's weights in bf16, with its config.
+
+    Half way between a model and what it became on other data is often better on both (Wortsman et al. 2022,
+    "Robust fine-tuning of zero-shot models"). Raises ValueError if the other network is of another shape.
+    """
+    model, config = WorldModel.load(run), read_json(run / CONFIG)
+    if mean_with is not None:
+        other = WorldModel.load(mean_with).transformer
+        if other.config != model.transformer.config:
+            raise ValueError(f"--mean-with {mean_with} holds a network of another shape than {run}")
+        ema_update(model.transformer, other, 0.5)
+        config["made"]["weights"] = "the mean of these and of those that they started from"
     save_weights(out / WEIGHTS, model.transformer, torch.bfloat16)
     save_weights(out / TOKENIZER_WEIGHTS, model.tokenizer, torch.bfloat16)
-    write_json(out / CONFIG, read_json(run / CONFIG))
+    write_json(out / CONFIG, config)
     return 0
 
 

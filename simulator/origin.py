@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from simulator.actions import OWN
 from simulator.clips import Episode
 
 
@@ -36,12 +37,13 @@ def check_same(world: str, path: Path, episode: Episode, first: Episode) -> None
 
 
 def origin_of(first: Episode, prompted: bool, rewards: Iterable[np.ndarray]) -> Origin | None:
-    """A world's origin from one of its episodes and all their rewards; None where nothing was written down.
+    """A world's origin from one of its episodes and all their rewards; None where nothing was written down,
+    and for Orrery's own worlds, whose dreams are known.
 
     Large rewards are learned at a root mean square of 1, so that they do not drown the pictures.
     """
     values = first.metadata.get("env")
-    if values is None:
+    if values is None or first.env_id.split(":")[-1] in OWN:
         return None
     scale = max(1.0, float(np.sqrt((np.concatenate(list(rewards)) ** 2).mean())))
     return Origin(**{name: values[name] for name in NATURE}, prompted=prompted, reward_scale=scale)

@@ -132,14 +132,15 @@ class WorldModel:
         return self.tokenizer.config.time_factor
 
     def steps_for(self, canvas: Canvas) -> int:
-        """Sampler steps of a canvas where none are asked for: few where little is open, and half as many
-        where the network is told how far they go."""
+        """Sampler steps of a canvas where none are asked for: half where the network is told how far they go,
+        else few where little is open."""
         little = canvas.determined or canvas.start_level.max() <= DRAFT_LEVEL
-        return max(1, self.config.clip_steps // (4 if little else 1) // (2 if self._tells(canvas) else 1))
+        return max(1, self.config.clip_steps // (2 if self._tells(canvas) else 4 if little else 1))
 
     def _tells(self, canvas: Canvas) -> bool:
-        """Whether the network is told so: where much is open; else the mean of what may come is nearer."""
-        return self.config.large_steps and not canvas.determined and bool((canvas.start_level == FREE).any())
+        """Whether it is: where much is open, or words pull; else the mean of what may come is nearer."""
+        much = bool((canvas.start_level == FREE).any()) or (bool(canvas.prompts) and canvas.guidance != 1)
+        return self.config.large_steps and not canvas.determined and much
 
     def tries_for(self, canvas: Canvas) -> int:
         """First pictures that are made of a canvas, of which the one that shows best what it says is kept."""
@@ -445,9 +446,8 @@ class WorldModel:
             settled, found, without = self._both(settled, conditions, pull.without, noisy, level, goal)
             return pull.on(found, without)
 
-        start = torch.ones(len(state.seeds), 1, device=self.device)
+        start = torch.full((len(state.seeds), 1), draft.level if draft else FREE, device=self.device)
         if draft is not None:
-            start *= draft.level
             frames = to_unit(draft.frames, self.device)
             noise = add_noise(self.tokenizer.encode_stream(frames, start=False), noise, start)
         latents, first, last = denoise(predict, noise, start, config.sampler_steps, config.schedule_power)

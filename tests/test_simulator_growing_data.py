@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 import simulator.train
 from simulator.background import beside
+from simulator.checkpoint import PRETRAINED
 from simulator.clips import Episode, training_episodes, write_episode
+from simulator.export import export
 from simulator.latents import Library, load_latents
 from simulator.train import train
 from simulator.train_tokenizer import draw_clips, load_frames, load_tokenizer, train_tokenizer
@@ -142,6 +144,26 @@ def test_a_model_trained_further_samples_as_the_one_it_comes_from(run: Path, tmp
     config.write_text(config.read_text().replace('"sampler_steps": 4', '"sampler_steps": 2'))
     train(**same, out=tmp_path / "further", steps=1, start_from=tmp_path / "world")
     assert WorldModel.load(tmp_path / "further").config.sampler_steps == 2
+
+
+def test_what_ships_is_rounded_and_may_lie_half_way_to_what_it_went_on_from(run: Path, tmp_path: Path):
+    same = {"data": run / "data", "tokenizer": run / "tokenizer", "preset": "tiny", "track": False}
+    train(**same, out=tmp_path / "world", steps=2)
+    train(**same, out=tmp_path / "further", steps=2, start_from=tmp_path / "world")
+    assert export(tmp_path / "further", tmp_path / "plain") == 0
+    assert export(tmp_path / "further", tmp_path / "mean", mean_with=tmp_path / "world") == 0
+    old, new, plain, mean = (
+        load_file(tmp_path / folder / "world_model.safetensors")
+        for folder in ("world", "further", "plain", "mean")
+    )
+    for name, weights in new.items():
+        assert torch.equal(plain[name], weights.bfloat16())
+        assert torch.allclose(mean[name].float(), (old[name] + weights) / 2, rtol=0.01, atol=1e-4), name
+    assert "mean" in json.loads((tmp_path / "mean" / "config.json").read_text())["made"]["weights"]
+    assert WorldModel.load(tmp_path / "mean").worlds == WorldModel.load(tmp_path / "world").worlds
+    with pytest.raises(ValueError, match="network of another shape"):
+        export(tmp_path / "further", tmp_path / "no", mean_with=PRETRAINED)
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(

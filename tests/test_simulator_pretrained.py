@@ -7,11 +7,12 @@ import pytest
 
 from envs.record import record
 from probes.task_scores import correlation
-from simulator.canvas import from_draft, image_to_video, text_to_video
+from simulator.canvas import BESIDE_LEVEL, DRAFT_LEVEL, from_draft, image_to_video, text_to_video
 from simulator.checkpoint import PRETRAINED
 from simulator.fidelity import Row, measure
 from simulator.metrics import gradient
 from simulator.video import resize
+from simulator.walk import legs_of
 from simulator.world_model import WorldModel
 
 EPISODES = 8
@@ -86,6 +87,9 @@ def test_what_a_large_canvas_holds_is_not_drafted(model: WorldModel):
     begun = from_draft(request, np.zeros((3, 64, 64, 3), np.uint8))
     assert np.array_equal(begun.frames[0], picture) and not begun.frames[1:].any()
     assert begun.start_level[0] == 0 and model.draft_of(begun) is None
+    assert (begun.start_level[1:] == BESIDE_LEVEL).all() and legs_of(model, begun)
+    alone = from_draft(text_to_video(None, 3, height=128, width=128), np.zeros((3, 64, 64, 3), np.uint8))
+    assert (alone.start_level == DRAFT_LEVEL).all() and not legs_of(model, alone)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (128, 192), (256, 256), (48, 512)])

@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401
 from envs.record import Recording, play
-from simulator.clips import HELD_OUT_SEED, write_episode
+from simulator.clips import HELD_OUT_SEED, list_episodes, read_episode, write_episode
 from simulator.fidelity import evaluate, held_out_episodes
 from simulator.generate import generate
 from simulator.time_factors import factors
@@ -199,6 +199,8 @@ def test_training_and_fidelity_work_with_compressed_time(trained, capsys):
     assert "| Orbit (2) | 16 |" in capsys.readouterr().out
     assert read_image(folder / "a.png").shape == (2 * 4 * 32, 2 * 9 * 32, 3)
     model = WorldModel.load(folder / "world")
+    recorded = read_episode(list_episodes(folder / "data")[0])
+    assert "env" in recorded.metadata and model.origins == {}, "one of Orrery's own worlds is not another env"
     plain = WorldModel(model.config, Tokenizer(TOKENIZERS["tiny"]), model.transformer)
     with pytest.raises(ValueError, match=r"16 steps of 1 frames, .*--frames-per-step 1"):
         held_out_episodes(plain, folder / "held_out")

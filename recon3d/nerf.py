@@ -373,8 +373,7 @@ def reconstruct(
     if not found > floor + LEAST_GAIN_DB:
         raise NothingReconstructed(
             f"held-out views are predicted at {found:.1f} dB, by their mean image at {floor:.1f} dB: "
-            "the frames do not show one still scene from these cameras (of recorded ones, check their axes: "
-            "OpenGL, y up; of a dreamt sweep, try other words or another --seed)"
+            "no still scene fits these cameras; check their axes (OpenGL: y up), or dream with another seed"
         )
     return result
 

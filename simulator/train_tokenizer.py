@@ -244,14 +244,13 @@ def train_tokenizer(
             print(learner.clock.finished(out), file=sys.stderr)
             return 0
     out.mkdir(parents=True, exist_ok=True)
-    origin = made_of(model_folder(source)) if source is not None else None
     read = partial(load_frames, data, *needed, np.random.default_rng([seed, 1]), progress=False)
     with (
         tracked_run("orrery-tokenizer", out.name, track) as run,
         beside(read, FOLLOW_S if follow else None) as later,
     ):
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(learner, sizes, training, seed, out, run, compile, later, origin)
+        fit(learner, sizes, training, seed, out, run, compile, later, source)
     return 0
 
 
@@ -264,10 +263,11 @@ def fit(
     run: Run,
     compiled: bool,
     later: Callable[[], tuple[Frames, ...] | None],
-    origin: dict[str, Any] | None,
+    source: Path | None,
 ) -> None:
     """The loop. Saves every few minutes, so that a killed run goes on with `--resume`, as it would have:
     what a step draws depends on the seed and the step alone."""
+    origin = made_of(model_folder(source)) if source else None
     model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
     length = 1 + (CLIP_STEPS - 1) * model.config.time_factor

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from simulator.checkpoint import CONFIG, PRETRAINED, read_json, save_weights, write_json
+from simulator.checkpoint import CONFIG, PRETRAINED, model_folder, read_json, save_weights, write_json
 from simulator.optim import ema_update
 from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
 from simulator.world_model import WEIGHTS, WorldModel
@@ -24,20 +24,23 @@ def export(
     mean_with: Annotated[
         Path | None,
         tyro.conf.arg(
-            help="the run that it went on from: half way between both, which keeps more of the old"
+            help="the run that it went on from ('default': the shipped one): half way between both, which "
+            "keeps more of the old"
         ),
     ] = None,
 ) -> int:
     """Write a world model's weights in bf16, with its config.
 
     Half way between a model and what it became on other data is often better on both (Wortsman et al. 2022,
-    "Robust fine-tuning of zero-shot models"). Raises ValueError if the other network is of another shape.
+    "Robust fine-tuning of zero-shot models"). Raises ValueError if the run did not go on from that model, or
+    grew.
     """
     model, config = WorldModel.load(run), read_json(run / CONFIG)
     if mean_with is not None:
-        other = WorldModel.load(mean_with).transformer
-        if other.config != model.transformer.config:
-            raise ValueError(f"--mean-with {mean_with} holds a network of another shape than {run}")
+        other, source = WorldModel.load(mean_with).transformer, model_folder(mean_with)
+        same = other.config == model.transformer.config
+        if not same or read_json(source / CONFIG)["made"] != config["made"].get("started_from"):
+            raise ValueError(f"--mean-with {mean_with} is not what {run} went on from, at the same size")
         ema_update(model.transformer, other, 0.5)
         config["made"]["weights"] = "the mean of these and of those that they started from"
     save_weights(out / WEIGHTS, model.transformer, torch.bfloat16)

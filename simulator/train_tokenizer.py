@@ -117,8 +117,6 @@ def draw_clips(
 ) -> UInt8[np.ndarray, "b t h w 3"]:
     """Clips of one size, each size as often as its share of all pixels; `batch` of the most frequent size, of
     others as many as have as many pixels."""
-    if len(sizes) == 1:
-        return sizes[0].clips(rng, batch, length)
     amounts = np.array([frames.pixels.size for frames in sizes], float)
     frames = sizes[rng.choice(len(sizes), p=amounts / amounts.sum())]
     scale = sizes[0].pixels[0].size / frames.pixels[0].size
@@ -209,7 +207,7 @@ def train_tokenizer(
     track: flags.Track = True,
     device: str = "cpu",
 ) -> int:
-    """Train the video tokenizer on recorded episodes."""
+    """Train the video tokenizer on recorded episodes, of one picture size or several."""
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if not batch_scale > 0:
@@ -291,7 +289,8 @@ def fit(
             if seconds - shown_s >= SHOW_S or due:
                 shown_s = seconds
                 show(f"loss {loss.item():.4f}")
-                run.metrics({"loss": loss.item()}, clock.step)
+                # as many pixels as so many frames of the most frequent size have
+                run.metrics({"loss": loss.item(), "frames": clock.step * training.batch * length}, clock.step)
             if due:
                 saved_s = seconds
                 keep(learner, sizes, training, out, run, origin)
@@ -326,21 +325,21 @@ def keep(
     where = next(ema.parameters()).device
     if next(learner.model.encoder.parameters()).requires_grad:  # else the latents stay what they were
         measure_latents(ema, sizes[0], np.random.default_rng(1), where)
-    scores, pictures = {}, []
-    for frames in sizes:
+    scores = {}
+    for frames in reversed(sizes):  # the most frequent comes last, and its picture is kept
         height, width = frames.pixels.shape[1:3]
         clips = frames.clips(np.random.default_rng(1), 32, 1 + (CLIP_STEPS - 1) * ema.config.time_factor)
         with torch.no_grad(), fast_precision(where):
             output = to_uint8(ema.decode(ema.encode(to_unit(clips, where))))
         score = psnr(*(rearrange(video, "b t h w c -> (b t) h w c") for video in (output, clips)))
-        scores[f"psnr_db_{height}x{width}"] = round(float(score.mean()), 2)
-        pictures.append(np.concatenate([np.concatenate(list(v[:8, 0]), axis=1) for v in (clips, output)]))
-    psnr_db = next(iter(scores.values()))
-    save(out, ema, training, clock, psnr_db, origin)
-    picture = write_image(out / "reconstruction.png", pictures[0], scale=2)
+        name = "psnr_db" if frames is sizes[0] else f"psnr_db_{height}x{width}"
+        scores[name] = round(float(score.mean()), 2)
+    save(out, ema, training, clock, scores["psnr_db"], origin)
+    rows = [np.concatenate(list(video[:8, 0]), axis=1) for video in (clips, output)]
+    picture = write_image(out / "reconstruction.png", np.concatenate(rows), scale=2)
     with (out / "metrics.jsonl").open("a") as file:
-        line = {"step": clock.step, "seconds": round(clock.seconds), "psnr_db": psnr_db, **scores}
+        line = {"step": clock.step, "seconds": round(clock.seconds), **scores}
         file.write(json.dumps(line) + "\n")
-    run.metrics({"psnr_db": psnr_db, **scores}, clock.step)
+    run.metrics(scores, clock.step)
     run.artifact(picture)
     save_learner(out / RESUME, learner)

@@ -15,7 +15,7 @@ from simulator.captions import Seen, relation
 from simulator.checkpoint import PRETRAINED, check_writable
 from simulator.clips import HELD_OUT_SEED, Episode, held_out, list_episodes, read_episode
 from simulator.sightings import SEEN, sightings
-from simulator.train_tokenizer import load_tokenizer
+from simulator.tokenizer import load_tokenizer
 from simulator.words import COLOURS, FLOORS, SHAPES, SIZES, WALLS, WORLDS
 
 

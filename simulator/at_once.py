@@ -12,7 +12,7 @@ from simulator.canvas import Canvas
 from simulator.conditions import Conditioner
 from simulator.flow import Levels, add_noise
 from simulator.sampling import Noisy, denoise, guided, row_noise
-from simulator.tokenizer import Tokenizer
+from simulator.tokenizer import Shown, Tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer
 from simulator.video import Frames, to_uint8, to_unit
 
@@ -35,12 +35,14 @@ def frames_at_once(
     y, x = (side // tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
     start = torch.from_numpy(canvas.start_level).float().to(conditioner.device)[None]
     data = noise = row_noise([seed], 0, (start.shape[1], tokenizer.config.channels, y, x), start.device)
+    known = to_unit(canvas.frames[None], start.device)
     if bool((start < 1).any()):
-        data = tokenizer.encode(to_unit(canvas.frames[None], start.device))
+        data = tokenizer.encode(known)
     noisy, conditions = add_noise(data, noise, start), conditioner.of_canvas(canvas, y, x)
     how = (steps, canvas.guidance, power, told, canvas.closed, report)
     clean, _ = made_at_once(transformer, noisy, start, conditions, *how)
-    video = to_uint8(tokenizer.decode(clean))[0]
+    held = torch.from_numpy(canvas.held).to(start.device)[None]
+    video = to_uint8(tokenizer.decode(clean, Shown(known, held)))[0]
     if canvas.closed:
         video[0] = video[-1]  # as decoded in view of the frames before it
     video[canvas.held_frames] = canvas.frames[canvas.held_frames]

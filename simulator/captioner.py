@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from simulator.captions import STYLES, Seen, phrase, styles
 from simulator.checkpoint import PRETRAINED, as_config, load_weights, read_json, save_weights, write_json
+from simulator.conv import Block, Conv
 from simulator.sightings import ALL_KINDS, encode_resized
-from simulator.tokenizer import Block, Conv, Latents, Tokenizer
-from simulator.train_tokenizer import load_tokenizer
+from simulator.tokenizer import Latents, Tokenizer, load_tokenizer
 from simulator.video import IMAGE_SUFFIXES, Frames, read_image, read_video, resize, to_unit
 from simulator.words import COLOURS, FLOORS, KINDS, SHAPES, SIZES, WALLS, WORLDS
 

@@ -22,7 +22,7 @@ Grid = Float[Tensor, "bn y x w"]
 
 
 class GridConv(nn.Module):
-    """A square convolution whose kernel is a matrix, as `tokenizer.Conv`, but over channels that lie
+    """A square convolution whose kernel is a matrix, as `conv.Conv`, but over channels that lie
     together, and in the kernel too: then neither it nor the product for few latents copies a weight."""
 
     def __init__(self, inputs: int, outputs: int, size: int = 3):

@@ -41,6 +41,23 @@ StartFrom = Annotated[
         "grows it"
     ),
 ]
+StartFromTokenizer = Annotated[
+    Path | None, arg(help="train this tokenizer further ('default': the shipped one); its latents change")
+]
+FinishDecoder = Annotated[
+    Path | None,
+    arg(
+        help="start from this tokenizer ('default': the shipped one) and train its decoder alone: its "
+        "latents stay as they are"
+    ),
+]
+PredictedBy = Annotated[
+    Path | None,
+    arg(
+        help="with --finish-decoder: world model of these latents ('default': the shipped one), whose "
+        "predictions the decoder learns to make the truth of, in half of the batches"
+    ),
+]
 OtherWorlds = Annotated[
     bool, arg(help="--start-from knows other worlds: keep all but what it knows of those")
 ]

@@ -21,7 +21,7 @@ from simulator.flow import Levels
 from simulator.sampling import guided
 from simulator.transformer import Conditions, Prediction
 
-AT_FIRST = 0.4  # of the pull of actions; all of it where the error is that of any other picture, which is 1
+AT_FIRST = 0.2  # of the pull of actions; all of it where the error is that of any other picture, which is 1
 
 
 class Pull(NamedTuple):

@@ -16,9 +16,8 @@ from simulator.distributed import Processes, build, economise
 from simulator.grow import for_worlds_of, grows_into, started
 from simulator.latents import LatentEpisodes, Library, encode_episode
 from simulator.optim import Clock, Learner, ema_update, make_optimizers
-from simulator.tokenizer import Tokenizer
-from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
-from simulator.train_tokenizer import load_tokenizer
+from simulator.tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
+from simulator.tokenizer import Tokenizer, load_tokenizer
 from simulator.transformer import Transformer, TransformerConfig
 
 

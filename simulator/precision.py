@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from simulator.conv import Conv
 from simulator.detail import GridConv
-from simulator.tokenizer import Conv
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 Network = TypeVar("Network", bound=nn.Module)

@@ -38,9 +38,9 @@ from simulator.flow import loss_weight
 from simulator.latents import LatentEpisodes, load_latents
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
+from simulator.tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
+from simulator.tokenizer import load_tokenizer
 from simulator.train import loss_of
-from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
-from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import PRESETS, Transformer, TransformerConfig
 
 MEASUREMENTS = 8  # of the held-out loss, evenly over a run

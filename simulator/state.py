@@ -88,7 +88,7 @@ def row(state: State, index: int) -> State:
     return State(
         memory,
         None if fresh is None else Steps(*(part[one].clone() for part in fresh)),
-        state.decoder[one].clone(),
+        Past(*(part[one].clone() for part in state.decoder)),
         state.text[one, :words].clone(),
         state.text_known[one, :words].clone(),
         state.world[one].clone(),
@@ -127,6 +127,7 @@ def stacked(states: Sequence[State]) -> State:
     frame = frame if frame <= FARTHEST else kept + bool(fresh)
     longest = max(s.memory.layers[0].keys.shape[2] for s in states)
     memories = [_padded(shifted(s.memory, frame - s.frame), longest) for s in states]
+    decoders = [s.decoder for s in states if s.decoder is not None]
     layers = [
         KeysValues(torch.cat([layer.keys for layer in same]), torch.cat([layer.values for layer in same]))
         for same in zip(*(memory.layers for memory in memories), strict=True)
@@ -139,7 +140,7 @@ def stacked(states: Sequence[State]) -> State:
             torch.cat([memory.noise_level for memory in memories]),
         ),
         fresh=Steps(*(torch.cat(same) for same in zip(*fresh, strict=True))) if fresh else None,
-        decoder=torch.cat([s.decoder for s in states if s.decoder is not None]),
+        decoder=Past(*(torch.cat(same) for same in zip(*decoders, strict=True))),
         text=torch.cat([pad(s.text, (0, 0, 0, words - s.text.shape[1])) for s in states]),
         text_known=torch.cat([pad(s.text_known, (0, words - s.text.shape[1])) for s in states]),
         world=torch.cat([s.world for s in states]),

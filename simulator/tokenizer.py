@@ -3,25 +3,49 @@
 Space shrinks 8 times, time by `time_factor`. Each latent step is made from its own video frames only, so that
 any frame of a clip can be encoded while its neighbours are unknown; the decoder also looks at the two latent
 steps before (causal, so it streams). The first latent step is the first frame alone, as in the causal
-encoders of MAGVIT-v2 (Yu et al. 2023, section 3.2). No layer runs above a quarter of the picture's size: on a
-CPU that is where the time goes. Latents are tanh-bounded while training (with noise added, which keeps the
+encoders of MAGVIT-v2 (Yu et al. 2023, section 3.2), and later frames carry over what they can of the frame
+before (`carry.py`). No layer runs above a quarter of the picture's size: on a CPU that is where the time
+goes. Latents are tanh-bounded while training (with noise added, which keeps the
 decoder smooth: Dreamer 4, section 3.1) and standardised per channel outside.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from simulator.carry import Carry
+from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
+from simulator.conv import Block, Conv
+from simulator.devices import device_named
 from simulator.video import Video
 
 Latents = Float[Tensor, "b n z y x"]
-Past = Float[Tensor, "b back z y x"]
+
+
+class Past(NamedTuple):
+    """What a decoder looks back at."""
+
+    latents: Float[Tensor, "b back z y x"]  # bounded
+    frame: Float[Tensor, "b 3 h w"]  # the last one, in [-1, 1]
+
+
+class Shown(NamedTuple):
+    """Frames that a decoder is shown as they were: what follows carries over these, and not its own."""
+
+    video: Video
+    steps: Bool[Tensor, "b n"]  # which latent steps' frames; none of those after
+
+    @staticmethod
+    def first(video: Video) -> Shown:
+        """Those of the first latent step alone."""
+        return Shown(video, torch.ones(len(video), 1, dtype=torch.bool, device=video.device))
 
 
 @dataclass(frozen=True)
@@ -32,45 +56,26 @@ class TokenizerConfig:
     inner_width: int = 160  # channels at an eighth of the size
     outer_blocks: int = 1
     inner_blocks: int = 3
+    carry_width: int = 96  # channels of what a frame carries over from the one before; 0: nothing
+    carry_blocks: int = 2
 
     @property
     def space_factor(self) -> int:
         return FOLD * 2
 
 
+WEIGHTS = "tokenizer.safetensors"
 FOLD = 4
 LOOK_BACK = 2
 PRESETS = {
-    "tiny": TokenizerConfig(channels=8, outer_width=32, inner_width=48, inner_blocks=1),
+    "tiny": TokenizerConfig(
+        channels=8, outer_width=32, inner_width=48, inner_blocks=1, carry_width=32, carry_blocks=1
+    ),
     "small": TokenizerConfig(),
-    "base": TokenizerConfig(outer_width=192, inner_width=384, outer_blocks=2, inner_blocks=6),
+    "base": TokenizerConfig(
+        outer_width=192, inner_width=384, outer_blocks=2, inner_blocks=6, carry_width=256, carry_blocks=4
+    ),
 }
-
-
-class Conv(nn.Module):
-    """A square convolution whose kernel is stored as a matrix, so that Muon can orthogonalise it."""
-
-    def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1):
-        super().__init__()
-        self.inputs, self.size, self.stride = inputs, size, stride
-        self.weight = nn.Parameter(torch.empty(outputs, inputs * size * size))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        nn.init.normal_(self.weight, std=(inputs * size * size) ** -0.5)
-
-    def forward(self, x: Float[Tensor, "b i y x"]) -> Float[Tensor, "b o y2 x2"]:
-        kernel = rearrange(self.weight, "o (i k l) -> o i k l", i=self.inputs, k=self.size)
-        return F.conv2d(x, kernel, self.bias, stride=self.stride, padding=self.size // 2)
-
-
-class Block(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(8, width)
-        self.widen, self.narrow = Conv(width, width), Conv(width, width)
-        nn.init.zeros_(self.narrow.weight)
-
-    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
-        return x + self.narrow(F.silu(self.widen(self.norm(x))))
 
 
 class Tokenizer(nn.Module):
@@ -104,6 +109,8 @@ class Tokenizer(nn.Module):
             nn.GroupNorm(8, outer),
             Conv(outer, folded),
         )
+        carried = (config.channels, config.carry_width, config.carry_blocks, config.time_factor, FOLD)
+        self.carry = Carry(*carried) if config.carry_width else None
         self.register_buffer("latent_mean", torch.zeros(config.channels))
         self.register_buffer("latent_std", torch.ones(config.channels))
 
@@ -132,22 +139,47 @@ class Tokenizer(nn.Module):
         self.check_size(*video.shape[-2:])
         return rearrange(self.encoder(self._fold(video, start)), "(b n) c y x -> b n c y x", b=len(video))
 
-    def decode_bounded(self, latents: Latents, past: Past | None = None) -> tuple[Video, Past]:
-        """Latents in [-1, 1] -> video, and what the next call needs to go on (`past`; None at a clip's
-        start)."""
+    def decode_bounded(
+        self, latents: Latents, past: Past | None = None, shown: Shown | None = None
+    ) -> tuple[Video, Past]:
+        """Latents in [-1, 1] -> video (of a clip's first step, `past` None, the first frame repeated), and
+        what the next call needs to go on."""
         b, n = latents.shape[:2]
-        if past is None:
-            past = latents.new_zeros(b, LOOK_BACK, *latents.shape[2:])
-        seen = torch.cat([past, latents], dim=1)
+        back = latents.new_zeros(b, LOOK_BACK, *latents.shape[2:]) if past is None else past.latents
+        seen = torch.cat([back, latents], dim=1)
         hidden = rearrange(
             self.decoder_in(rearrange(seen, "b n c y x -> (b n) c y x")), "(b n) c y x -> b n y x c", b=b
         )
         mixed = hidden[:, LOOK_BACK:]
-        for back, linear in enumerate(self.look_back, start=1):
-            mixed = mixed + linear(hidden[:, LOOK_BACK - back : LOOK_BACK - back + n])
+        for nth, linear in enumerate(self.look_back, start=1):
+            mixed = mixed + linear(hidden[:, LOOK_BACK - nth : LOOK_BACK - nth + n])
         folded = self.decoder(rearrange(mixed, "b n y x c -> (b n) c y x"))
-        video = rearrange(folded, "(b n) (f c p q) y x -> b (n f) c (y p) (x q)", b=b, c=3, p=FOLD, q=FOLD)
-        return video, seen[:, -LOOK_BACK:]
+        steps = rearrange(folded, "(b n) (f c p q) y x -> b n f c (y p) (x q)", b=b, c=3, p=FOLD, q=FOLD)
+        before = None if past is None else past.frame
+        steps, frame = self._carried(seen[:, LOOK_BACK - 1 :], steps, before, shown)
+        return rearrange(steps, "b n f c y x -> b (n f) c y x"), Past(seen[:, -LOOK_BACK:], frame)
+
+    def _carried(
+        self,
+        latents: Float[Tensor, "b n1 z y x"],
+        decoded: Float[Tensor, "b n f c h w"],
+        before: Float[Tensor, "b c h w"] | None,
+        shown: Shown | None,
+    ) -> tuple[Float[Tensor, "b n f c h w"], Float[Tensor, "b c h w"]]:
+        """Each step's frames with what they carry over from the frame before, if there is one; and the last.
+        latents: of these steps and of the one before."""
+        made, factor, start = [], self.config.time_factor, before is None
+        seen = None if self.carry is None else self.carry.seen(latents)
+        for n, step in enumerate(decoded.unbind(dim=1)):
+            if self.carry is not None and seen is not None and before is not None:
+                step = self.carry(seen[:, n], step, before)
+            made.append(step.float())
+            before = made[-1][:, -1].clamp(-1, 1)
+            if shown is not None and n < shown.steps.shape[1]:
+                true = shown.video[:, n * factor if start else (n + 1) * factor - 1]
+                before = torch.where(rearrange(shown.steps[:, n], "b -> b 1 1 1"), true, before)
+        assert before is not None, "there is at least one step"
+        return torch.stack(made, dim=1), before
 
     def encode(self, video: Video) -> Latents:
         """Video in [-1, 1] (1 + k * time_factor frames) -> standardised latents (1 + k steps)."""
@@ -159,17 +191,39 @@ class Tokenizer(nn.Module):
         bounded = self.encode_bounded(video, start)
         return (bounded - _per_channel(self.latent_mean)) / _per_channel(self.latent_std)
 
-    def decode(self, latents: Latents) -> Video:
+    def decode(self, latents: Latents, shown: Shown | None = None) -> Video:
         """Standardised latents -> video in about [-1, 1]; the whole clip at once."""
-        return self.decode_stream(latents, None)[0]
+        return self.decode_stream(latents, None, shown)[0]
 
-    def decode_stream(self, latents: Latents, past: Past | None) -> tuple[Video, Past]:
+    def decode_stream(
+        self, latents: Latents, past: Past | None, shown: Shown | None = None
+    ) -> tuple[Video, Past]:
         """Decode the next latent steps of a stream. With `past` None this is a clip's start, whose first step
         is one frame."""
         bounded = latents * _per_channel(self.latent_std) + _per_channel(self.latent_mean)
-        video, state = self.decode_bounded(bounded.clamp(-1, 1), past)
+        video, state = self.decode_bounded(bounded.clamp(-1, 1), past, shown)
         return (video if past is not None else video[:, self.config.time_factor - 1 :]), state
 
 
 def _per_channel(values: Float[Tensor, " c"]) -> Float[Tensor, "c 1 1"]:
     return rearrange(values, "c -> c 1 1")
+
+
+def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
+    """The tokenizer of a run folder (or of a world model's). Raises ValueError if missing or damaged."""
+    where, values = device_named(device), read_json(folder / CONFIG)
+    if "tokenizer" not in values:
+        raise ValueError(
+            f"{folder / CONFIG} has no tokenizer; give the folder of `orrery train tokenizer --out`"
+        )
+    tokenizer = Tokenizer(as_config(TokenizerConfig, values["tokenizer"], folder / CONFIG))
+    load_weights(folder / WEIGHTS, tokenizer)
+    return tokenizer.to(where).eval().requires_grad_(False)
+
+
+def same_latents(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether they encode a picture alike, but for the rounding of weights."""
+    picture = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 1, 3, 64, 64)
+    with torch.inference_mode():
+        ours, theirs = (each.encode(picture.to(each.latent_mean.device)).cpu() for each in (one, other))
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=0.1)

@@ -72,10 +72,10 @@ from simulator.optim import (
 )
 from simulator.precision import fast_precision
 from simulator.progress import SHOW_S, shown
-from simulator.tokenizer import Tokenizer
+from simulator.tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
+from simulator.tokenizer import Tokenizer, load_tokenizer
 from simulator.tracking import Run, tracked_run
-from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
-from simulator.train_tokenizer import load_tokenizer, made_of
+from simulator.train_tokenizer import made_of
 from simulator.transformer import PRESETS, Prediction, Transformer
 from simulator.video import to_uint8, write_video
 from simulator.world_model import WEIGHTS, WorldModel, WorldModelConfig

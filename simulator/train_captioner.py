@@ -27,9 +27,8 @@ from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_ra
 from simulator.precision import fast_precision
 from simulator.progress import shown
 from simulator.sightings import ABSENT, ALL_KINDS, SEEN, UNCLEAR, SeenLatents, load_sightings
-from simulator.tokenizer import Latents
-from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
-from simulator.train_tokenizer import load_tokenizer
+from simulator.tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
+from simulator.tokenizer import Latents, load_tokenizer
 from simulator.words import WORLDS
 
 LAB = WORLDS.index("Lab")

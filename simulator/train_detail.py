@@ -37,9 +37,9 @@ from simulator.latents import LatentEpisodes
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
 from simulator.progress import SHOW_S, shown
+from simulator.tokenizer import load_tokenizer
 from simulator.tracking import tracked_run
 from simulator.train import COMPILING, RESUME, guess, keep
-from simulator.train_tokenizer import load_tokenizer
 from simulator.transformer import Thought, Transformer, TransformerConfig
 
 # mostly rollouts whose every frame teaches; instead of the preset's

@@ -6,9 +6,8 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,40 +16,37 @@ import numpy as np
 import torch
 import tyro
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from simulator import flags
 from simulator.background import beside
 from simulator.checkpoint import (
     CONFIG,
-    as_config,
     check_new,
     check_writable,
     code_version,
     load_learner,
-    load_weights,
     model_folder,
     read_json,
     save_learner,
     save_weights,
     write_json,
 )
-from simulator.clips import read_frames, training_episodes
 from simulator.devices import device_named
+from simulator.frames import CLIP_STEPS, Frames, draw, load_frames
 from simulator.interrupts import between_steps
 from simulator.metrics import psnr
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
 from simulator.precision import fast_precision
+from simulator.predicted import predictions
 from simulator.progress import SHOW_S, shown
-from simulator.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+from simulator.tokenizer import PRESETS, WEIGHTS, Shown, Tokenizer, load_tokenizer
 from simulator.tracking import Run, tracked_run
 from simulator.video import to_uint8, to_unit, write_image
+from simulator.world_model import WorldModel
 
-WEIGHTS = "tokenizer.safetensors"
 RESUME = "tokenizer.resume.pt"
-CLIP_STEPS = 4
 SAVE_S = 120.0  # between checkpoints
 FOLLOW_S = 60.0  # between readings of other episodes
 
@@ -63,6 +59,8 @@ class TokenizerTraining:
     matrix_rate: float = 2e-3  # Muon's learning rate
     other_rate: float = 1e-3  # AdamW's learning rate
     latent_noise: float = 0.1  # greatest noise added to bounded latents
+    predictions: int = 8_000  # latent steps that a world model predicts before the training, if one is given
+    predicted_share: float = 0.5  # of the batches that are of these
     ema_decay: float = 0.998
     memory_frames: int = 120_000  # frames held in memory at most
 
@@ -72,55 +70,6 @@ TRAININGS = {
     "small": TokenizerTraining(),
     "base": TokenizerTraining(batch=64, minutes=240.0, memory_frames=1_000_000),
 }
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Frames of many episodes of one size in memory, with where each episode starts."""
-
-    pixels: UInt8[np.ndarray, "n h w 3"]
-    starts: np.ndarray = field(repr=False)
-
-    def clips(self, rng: np.random.Generator, batch: int, length: int) -> UInt8[np.ndarray, "b t h w 3"]:
-        """Random windows of `length` frames, none of which crosses an episode's border."""
-        episode = rng.integers(len(self.starts) - 1, size=batch)
-        first = rng.integers(self.starts[episode], self.starts[episode + 1] - length + 1)
-        return self.pixels[first[:, None] + np.arange(length)]
-
-
-def load_frames(
-    data: Path, limit: int, min_length: int, generator: np.random.Generator, progress: bool = True
-) -> tuple[Frames, ...]:
-    """Whole episodes in random order until `limit` frames are in memory, by picture size: that of the most
-    frames first."""
-    paths = training_episodes(data)
-    by_size: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
-    count = 0
-    order = generator.permutation(len(paths))
-    for index in tqdm(order, desc="reading frames", unit="ep", mininterval=5, disable=not progress):
-        frames = read_frames(paths[index])
-        if len(frames) < min_length:
-            raise ValueError(
-                f"clip needs at least {min_length} frames, got {len(frames)} in {paths[index]}; "
-                "record longer episodes"
-            )
-        by_size[frames.shape[1:3]].append(frames)
-        count += len(frames)
-        if count >= limit:
-            break
-    found = [Frames(np.concatenate(p), np.cumsum([0, *map(len, p)])) for p in by_size.values()]
-    return tuple(sorted(found, key=lambda frames: -len(frames.pixels)))
-
-
-def draw_clips(
-    sizes: tuple[Frames, ...], rng: np.random.Generator, batch: int, length: int
-) -> UInt8[np.ndarray, "b t h w 3"]:
-    """Clips of one size, each size as often as its share of all pixels; `batch` of the most frequent size, of
-    others as many as have as many pixels."""
-    amounts = np.array([frames.pixels.size for frames in sizes], float)
-    frames = sizes[rng.choice(len(sizes), p=amounts / amounts.sum())]
-    scale = sizes[0].pixels[0].size / frames.pixels[0].size
-    return frames.clips(rng, max(1, round(batch * scale)), length)
 
 
 def reconstruction_loss(output: Float[Tensor, "*b"], video: Float[Tensor, "*b"]) -> Float[Tensor, ""]:
@@ -166,18 +115,6 @@ def made_of(folder: Path) -> dict[str, Any]:
     return made.get("tokenizer", made)
 
 
-def load_tokenizer(folder: Path, device: torch.device | str = "cpu") -> Tokenizer:
-    """The tokenizer of a run folder (or of a world model's). Raises ValueError if missing or damaged."""
-    where, values = device_named(device), read_json(folder / CONFIG)
-    if "tokenizer" not in values:
-        raise ValueError(
-            f"{folder / CONFIG} has no tokenizer; give the folder of `orrery train tokenizer --out`"
-        )
-    tokenizer = Tokenizer(as_config(TokenizerConfig, values["tokenizer"], folder / CONFIG))
-    load_weights(folder / WEIGHTS, tokenizer)
-    return tokenizer.to(where).eval().requires_grad_(False)
-
-
 def train_tokenizer(
     data: flags.Data,
     out: flags.Out,
@@ -191,17 +128,9 @@ def train_tokenizer(
     seed: int = 0,
     resume: flags.Resume = False,
     follow: flags.Follow = False,
-    start_from: Annotated[
-        Path | None,
-        tyro.conf.arg(help="train this tokenizer further ('default': the shipped one); its latents change"),
-    ] = None,
-    finish_decoder: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            help="start from this tokenizer ('default': the shipped one) and train its decoder alone: its "
-            "latents stay as they are"
-        ),
-    ] = None,
+    start_from: flags.StartFromTokenizer = None,
+    finish_decoder: flags.FinishDecoder = None,
+    predicted_by: flags.PredictedBy = None,
     batch_scale: flags.BatchScale = 1.0,
     compile: flags.Compile = False,
     track: flags.Track = True,
@@ -215,6 +144,8 @@ def train_tokenizer(
     source = finish_decoder or start_from
     if finish_decoder and start_from:
         raise ValueError("--start-from trains all of a tokenizer, --finish-decoder its decoder; give one")
+    if predicted_by and not finish_decoder:
+        raise ValueError("--predicted-by goes with --finish-decoder, whose latents stay those of the model")
     if source and time_factor is not None:
         raise ValueError(f"--time-factor is that of the tokenizer in {source}; leave it out")
     training = replace(TRAININGS[preset], **flags.bounds(minutes, steps))
@@ -233,6 +164,10 @@ def train_tokenizer(
     sizes = load_frames(data, *needed, np.random.default_rng(seed))
     for frames in sizes:
         model.check_size(*frames.pixels.shape[1:3])
+    predicted: tuple[Frames, ...] = ()
+    if predicted_by is not None:
+        known = (WorldModel.load(predicted_by, where), model, data, training.predictions)
+        predicted = predictions(*known, np.random.default_rng([seed, 2]))
     optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
     average = copy.deepcopy(model).requires_grad_(False)
     learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
@@ -248,13 +183,14 @@ def train_tokenizer(
         beside(read, FOLLOW_S if follow else None) as later,
     ):
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(learner, sizes, training, seed, out, run, compile, later, source)
+        fit(learner, sizes, predicted, training, seed, out, run, compile, later, source)
     return 0
 
 
 def fit(
     learner: Learner[Tokenizer],
     sizes: tuple[Frames, ...],
+    predicted: tuple[Frames, ...],
     training: TokenizerTraining,
     seed: int,
     out: Path,
@@ -276,12 +212,12 @@ def fit(
         while progress < 1 and not stop:
             rng = np.random.default_rng([seed, clock.step])
             sizes = later() or sizes
-            video = to_unit(draw_clips(sizes, rng, training.batch, length), where)
-            noise = draw_noise(model.config, video, training.latent_noise, rng)
+            chosen = predicted if predicted and rng.random() < training.predicted_share else sizes
+            drawn = draw(chosen, model.config, training.batch, training.latent_noise, rng).to(where)
             set_rates(learner.optimizers, rate_factor(progress))
             with fast_precision(where):
-                output = core(model, video, noise)
-            loss = reconstruction_loss(output, video)
+                output = core(model, *drawn)
+            loss = reconstruction_loss(output, drawn.video)
             loss.backward()
             take_step(learner, training.ema_decay)
             progress, seconds, stop = clock.progress, clock.seconds, asked_to_stop()
@@ -296,18 +232,9 @@ def fit(
                 keep(learner, sizes, training, out, run, origin)
 
 
-def draw_noise(config: TokenizerConfig, video: Tensor, most: float, rng: np.random.Generator) -> Tensor:
-    """Noise for a batch's latents: each clip's of its own strength, uniform up to `most`."""
-    clips, _, _, height, width = video.shape
-    size = (CLIP_STEPS, config.channels, height // config.space_factor, width // config.space_factor)
-    generator = torch.Generator(video.device).manual_seed(int(rng.integers(2**62)))
-    noise = torch.randn((clips, *size), generator=generator, device=video.device)
-    scale = (most * rng.random((clips, 1, 1, 1, 1))).astype(np.float32)
-    return torch.from_numpy(scale).to(video.device) * noise
-
-
-def reconstruct(model: Tokenizer, video: Tensor, noise: Tensor) -> Tensor:
-    output, _ = model.decode_bounded(model.encode_bounded(video) + noise)
+def reconstruct(model: Tokenizer, video: Tensor, noise: Tensor, shown: Tensor) -> Tensor:
+    latents = model.encode_bounded(video) + noise
+    output, _ = model.decode_bounded(latents, shown=Shown(video, shown))
     return output[:, model.config.time_factor - 1 :]
 
 
@@ -330,7 +257,8 @@ def keep(
         height, width = frames.pixels.shape[1:3]
         clips = frames.clips(np.random.default_rng(1), 32, 1 + (CLIP_STEPS - 1) * ema.config.time_factor)
         with torch.no_grad(), fast_precision(where):
-            output = to_uint8(ema.decode(ema.encode(to_unit(clips, where))))
+            video = to_unit(clips, where)
+            output = to_uint8(ema.decode(ema.encode(video), Shown.first(video)))
         score = psnr(*(rearrange(video, "b t h w c -> (b t) h w c") for video in (output, clips)))
         name = "psnr_db" if frames is sizes[0] else f"psnr_db_{height}x{width}"
         scores[name] = round(float(score.mean()), 2)

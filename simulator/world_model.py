@@ -45,8 +45,7 @@ from simulator.origin import Origin
 from simulator.precision import inference, rounded
 from simulator.sampling import denoise, row_noise
 from simulator.state import State, Steps, rows, stacked
-from simulator.tokenizer import Latents, Tokenizer
-from simulator.train_tokenizer import load_tokenizer
+from simulator.tokenizer import Latents, Shown, Tokenizer, load_tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer, TransformerConfig
 from simulator.video import Frames, to_uint8, to_unit
 from simulator.walk import first_view, legs_of, walked
@@ -189,8 +188,9 @@ class WorldModel:
 
     @inference
     def rebuilt(self, frames: UInt8[np.ndarray, "b t h w 3"]) -> UInt8[np.ndarray, "b t h w 3"]:
-        """Frames as they come back from latents."""
-        return to_uint8(self.tokenizer.decode(self.tokenizer.encode(to_unit(frames, self.device))))
+        """Frames as they come back from latents, in sight of the first frame as it was."""
+        video = to_unit(frames, self.device)
+        return to_uint8(self.tokenizer.decode(self.tokenizer.encode(video), Shown.first(video)))
 
     @inference
     def generate(
@@ -320,15 +320,16 @@ class WorldModel:
         new = (tuple(seeds), (0,) * b, (0.0,) * b, 0, 0, height, width)
         state = State(memory, None, None, text, known, worlds, *new)
         conditions = self._step_conditions(state, None)
-        if images is not None:
-            latents = self.tokenizer.encode(to_unit(images[:, None], self.device))
+        shown = None if images is None else Shown.first(to_unit(images[:, None], self.device))
+        if shown is not None:
+            latents = self.tokenizer.encode(shown.video)
             uncertainty = np.zeros(b, np.float32)
         else:
             latents, errors = self._first_latents(first, conditions, seeds, None)
             uncertainty = np.sqrt(errors, dtype=np.float32)
         state = self._made(state, conditions, latents)
         state = state if self.config.commit else self._settled(state)
-        video, decoder = self.tokenizer.decode_stream(latents, None)
+        video, decoder = self.tokenizer.decode_stream(latents, None, shown)
         frames = images[:, None].copy() if images is not None else to_uint8(video)
         return dataclasses.replace(state, decoder=decoder), frames, uncertainty
 
@@ -351,16 +352,11 @@ class WorldModel:
         made = self.config.commit
         state = self._made(settled, conditions, latents) if made else self._kept(settled, last)
         doubts = DOUBT_KEPT * np.array(state.doubts) + first.expected_error.numpy()
-        state = dataclasses.replace(state, doubts=tuple(doubts.tolist()))
         video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
+        state = dataclasses.replace(state, doubts=tuple(doubts.tolist()), decoder=decoder)
+        reward = last.reward[:, 0].cpu().numpy() * self._reward_scales(state)
         terminated = (last.terminated[:, 0] > 0).cpu().numpy()
-        return (
-            dataclasses.replace(state, decoder=decoder),
-            to_uint8(video),
-            last.reward[:, 0].cpu().numpy() * self._reward_scales(state),
-            terminated,
-            np.sqrt(doubts).astype(np.float32),
-        )
+        return state, to_uint8(video), reward, terminated, np.sqrt(doubts).astype(np.float32)
 
     @inference
     def observe(
@@ -376,10 +372,11 @@ class WorldModel:
             got = f"{frames.shape} of {frames.dtype}"
             raise ValueError(f"frames of one observed step must be of shape {asked} and uint8, got {got}")
         conditions = self._step_conditions(state, actions)
-        latents = self.tokenizer.encode_stream(to_unit(frames, self.device), start=False)
+        shown = Shown.first(to_unit(frames, self.device))
+        latents = self.tokenizer.encode_stream(shown.video, start=False)
         state = self._made(self._settled(state), conditions, latents)
         state = state if self.config.commit else self._settled(state)
-        _, decoder = self.tokenizer.decode_stream(latents, state.decoder)
+        _, decoder = self.tokenizer.decode_stream(latents, state.decoder, shown)
         return dataclasses.replace(state, decoder=decoder, doubts=(0.0,) * len(state.seeds))
 
     def _reward_scales(self, state: State) -> Float[np.ndarray, " b"]:

@@ -29,12 +29,14 @@ ROUNDING = 1  # grey levels: matrix products of another batch size round differe
 
 @pytest.fixture(scope="module")
 def model():
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     tokenizer = Tokenizer(tokenizer_module.PRESETS["tiny"])
     transformer = Transformer(transformer_module.PRESETS["tiny"])
-    with torch.no_grad():
-        for parameter in [*tokenizer.parameters(), *transformer.parameters()]:
-            parameter.add_(0.08 * torch.randn(parameter.shape, generator=generator))
+    for network in (tokenizer, transformer):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(0.08 * torch.randn(parameter.shape, generator=generator))
     config = WorldModelConfig(tuple(WORLDS), dict(WORLDS), 32, 32, sampler_steps=1)
     return WorldModel(config, tokenizer, transformer)
 

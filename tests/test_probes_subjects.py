@@ -29,8 +29,8 @@ from simulator import tokenizer as tokenizer_module
 from simulator import transformer as transformer_module
 from simulator.checkpoint import CONFIG, save_weights, write_json
 from simulator.clips import Episode, write_episode
+from simulator.tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
 from simulator.tokenizer import Tokenizer
-from simulator.train_tokenizer import WEIGHTS as TOKENIZER_WEIGHTS
 from simulator.transformer import Transformer
 from simulator.video import write_image, write_video
 from simulator.world_model import WEIGHTS, WorldModel, WorldModelConfig

@@ -28,9 +28,9 @@ from simulator.captions import STYLES, Seen, parse
 from simulator.clips import list_episodes, read_episode
 from simulator.optim import Clock, take_step
 from simulator.sightings import ABSENT, SEEN, load_sightings, sightings
-from simulator.tokenizer import PRESETS, Tokenizer
+from simulator.tokenizer import PRESETS, Tokenizer, load_tokenizer
 from simulator.train_captioner import CaptionerTraining, Lesson, draw_lesson, loss_of, train_captioner
-from simulator.train_tokenizer import TRAININGS, load_tokenizer, save
+from simulator.train_tokenizer import TRAININGS, save
 from simulator.video import write_image, write_video
 from simulator.words import COLOURS, SHAPES, WORLDS
 

@@ -15,10 +15,14 @@ from simulator.background import beside
 from simulator.checkpoint import PRETRAINED
 from simulator.clips import Episode, training_episodes, write_episode
 from simulator.export import export
+from simulator.frames import draw, load_frames
 from simulator.latents import Library, load_latents
+from simulator.predicted import predictions
+from simulator.tokenizer import PRESETS as TOKENIZERS
+from simulator.tokenizer import load_tokenizer
 from simulator.train import train
-from simulator.train_tokenizer import draw_clips, load_frames, load_tokenizer, train_tokenizer
-from simulator.video import read_image
+from simulator.train_tokenizer import train_tokenizer
+from simulator.video import read_image, to_unit
 from simulator.world_model import WorldModel
 
 
@@ -126,10 +130,10 @@ def test_a_tokenizer_learns_pictures_of_several_sizes_each_by_its_pixels(run: Pa
     sizes = load_frames(run / "data", 1000, 4, np.random.default_rng(0), progress=False)
     assert [frames.pixels.shape for frames in sizes] == [(52, 32, 32, 3), (26, 48, 48, 3)]
     rng = np.random.default_rng(0)
-    drawn = [draw_clips(sizes, rng, 9, 4).shape for _ in range(2000)]
-    assert set(drawn) == {(9, 4, 32, 32, 3), (4, 4, 48, 48, 3)}, "as many pixels of either"
+    drawn = [tuple(draw(sizes, TOKENIZERS["tiny"], 9, 0.1, rng).video.shape) for _ in range(2000)]
+    assert set(drawn) == {(9, 4, 3, 32, 32), (4, 4, 3, 48, 48)}, "as many pixels of either"
     pixels = 52 * 32**2, 26 * 48**2
-    assert drawn.count((9, 4, 32, 32, 3)) / 2000 == pytest.approx(pixels[0] / sum(pixels), abs=0.04)
+    assert drawn.count((9, 4, 3, 32, 32)) / 2000 == pytest.approx(pixels[0] / sum(pixels), abs=0.04)
     train_tokenizer(run / "data", tmp_path / "both", preset="tiny", steps=4, track=False)
     last = json.loads((tmp_path / "both" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 3 < last["psnr_db"] < 60 and 3 < last["psnr_db_48x48"] < 60
@@ -169,11 +173,43 @@ def test_what_ships_is_rounded_and_may_lie_half_way_to_what_it_went_on_from(run:
     assert not (tmp_path / "no").exists()
 
 
+def test_a_decoder_learns_from_what_a_world_model_predicts(run: Path, tmp_path: Path):
+    same = {"preset": "tiny", "track": False}
+    train(run / "data", run / "tokenizer", tmp_path / "world", steps=2, **same)
+    model, rng = WorldModel.load(tmp_path / "world"), np.random.default_rng(0)
+    found = predictions(model, model.tokenizer, run / "data", 1000, rng)
+    assert [frames.pixels.shape for frames in found] == [(4 * 9, 32, 32, 3), (2 * 9, 48, 48, 3)]
+    for frames in found:
+        assert frames.errors is not None and len(frames.errors) == len(frames.pixels)
+        assert not frames.errors[::9].any() and all(frames.errors[step::9].any() for step in range(1, 9))
+        bounded = model.tokenizer.encode_bounded(to_unit(frames.pixels[None, 1:9], "cpu"))[0]
+        assert (bounded + torch.from_numpy(frames.errors[1:9].astype(np.float32))).abs().max() < 1.001
+    assert sum(map(len, (f.pixels for f in predictions(model, model.tokenizer, run / "data", 8, rng)))) < 54
+    given = {"finish_decoder": run / "tokenizer", "predicted_by": tmp_path / "world", "steps": 3, **same}
+    train_tokenizer(run / "data", tmp_path / "finished", **given)
+    assert export(tmp_path / "world", tmp_path / "with", tokenizer=tmp_path / "finished") == 0
+    shipped = load_file(tmp_path / "with" / "tokenizer.safetensors")
+    trained = load_file(tmp_path / "finished" / "tokenizer.safetensors")
+    assert all(torch.equal(shipped[name], trained[name].bfloat16()) for name in trained)
+    assert json.loads((tmp_path / "with" / "config.json").read_text())["made"]["tokenizer"]["steps"] == 3
+    train_tokenizer(run / "data", tmp_path / "other", steps=1, seed=1, **same)
+    with pytest.raises(ValueError, match="of other latents"):
+        export(tmp_path / "world", tmp_path / "no", tokenizer=tmp_path / "other")
+    with pytest.raises(ValueError, match="of the same latents"):
+        given["finish_decoder"] = tmp_path / "other"
+        train_tokenizer(run / "data", tmp_path / "no", **given)
+    write_episode(tmp_path / "elsewhere", blinking(7, env_id="test/Other-v0"))
+    with pytest.raises(ValueError, match="no episode of 8 steps in a world of the model"):
+        predictions(model, model.tokenizer, tmp_path / "elsewhere", 8, rng)
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize(
     "flags, rule",
     [
         ({"batch_scale": 0.0}, "--batch-scale must be above 0, got 0.0"),
         ({"start_from": Path("a"), "finish_decoder": Path("b")}, "give one"),
+        ({"start_from": Path("a"), "predicted_by": Path("b")}, "goes with --finish-decoder"),
         ({"start_from": Path("a"), "time_factor": 2}, "--time-factor is that of the tokenizer"),
     ],
 )

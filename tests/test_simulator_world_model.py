@@ -28,9 +28,10 @@ from simulator.flow import add_noise
 from simulator.generate import generate
 from simulator.latents import draw, load_latents
 from simulator.metrics import psnr
+from simulator.tokenizer import load_tokenizer
 from simulator.train import loss_of, train
 from simulator.train_detail import error_of, pooled, train_detail
-from simulator.train_tokenizer import load_tokenizer, train_tokenizer
+from simulator.train_tokenizer import train_tokenizer
 from simulator.transformer import PRESETS, frames_before
 from simulator.video import read_image, read_video
 from simulator.world_model import WorldModel

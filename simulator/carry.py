@@ -45,10 +45,10 @@ class Carry(nn.Module):
             nn.SiLU(),
             Conv(inner, inner),
             nn.SiLU(),
-            Conv(inner, 4 * cell),
+            last := Conv(inner, 4 * cell),
         )
-        for last in (self.flow, self.mix[-1]):
-            nn.init.zeros_(last.weight)
+        for weight in (self.flow.weight, last.weight):
+            nn.init.zeros_(weight)
 
     def seen(self, latents: Float[Tensor, "b n1 z y x"]) -> Float[Tensor, "b n i y2 x2"]:
         """What it sees of each step and the one before, of all but the first of these."""

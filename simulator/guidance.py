@@ -48,8 +48,8 @@ def pull_of(
     doubts: Sequence[float],
 ) -> Pull:
     """The pull on rows under these conditions, by their worlds' settings (1, or none: no pull), as far as
-    they are told anything. That of actions grows with the mean squared error that each row expects by now
-    (`doubts`), from `AT_FIRST` of it. worlds: their names, by number."""
+    they are told anything. That of actions grows with the error that each row expects by now (the root of its
+    mean squared error, `doubts`), from `AT_FIRST` of it. worlds: their names, by number."""
     drops, strengths = [], []
     names: list[str] = [worlds[int(world)] for world in conditions.world.tolist()]
     for told, settings in ((conditions.text_known, words), (conditions.actions_known, actions)):
@@ -61,6 +61,6 @@ def pull_of(
         text_known=conditions.text_known & ~by_words, actions_known=conditions.actions_known & ~by_actions
     )
     doubt = torch.tensor(doubts, dtype=torch.float32, device=by_words.device).clamp(max=1)
-    of_actions = 1 + (AT_FIRST + (1 - AT_FIRST) * doubt) * (strengths[1] - 1)
+    of_actions = 1 + (AT_FIRST + (1 - AT_FIRST) * doubt.sqrt()) * (strengths[1] - 1)
     strength = torch.where(drops[1], of_actions, torch.where(drops[0], strengths[0], 1.0))
     return Pull(strength[:, None, None, None, None], without, by_actions)

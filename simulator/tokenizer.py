@@ -168,16 +168,17 @@ class Tokenizer(nn.Module):
     ) -> tuple[Float[Tensor, "b n f c h w"], Float[Tensor, "b c h w"]]:
         """Each step's frames with what they carry over from the frame before, if there is one; and the last.
         latents: of these steps and of the one before."""
-        made, factor, start = [], self.config.time_factor, before is None
-        seen = None if self.carry is None else self.carry.seen(latents)
+        made, factor, start, carry = [], self.config.time_factor, before is None, self.carry
+        seen = None if carry is None else carry.seen(latents)
         for n, step in enumerate(decoded.unbind(dim=1)):
-            if self.carry is not None and seen is not None and before is not None:
-                step = self.carry(seen[:, n], step, before)
+            if carry is not None and seen is not None and before is not None:
+                step = carry(seen[:, n], step, before)
             made.append(step.float())
-            before = made[-1][:, -1].clamp(-1, 1)
+            last = made[-1][:, -1].clamp(-1, 1)
             if shown is not None and n < shown.steps.shape[1]:
                 true = shown.video[:, n * factor if start else (n + 1) * factor - 1]
-                before = torch.where(rearrange(shown.steps[:, n], "b -> b 1 1 1"), true, before)
+                last = torch.where(rearrange(shown.steps[:, n], "b -> b 1 1 1"), true, last)
+            before = last
         assert before is not None, "there is at least one step"
         return torch.stack(made, dim=1), before
 

@@ -42,7 +42,7 @@ def frames_at_once(
     how = (steps, canvas.guidance, power, told, canvas.closed, report)
     clean, _ = made_at_once(transformer, noisy, start, conditions, *how)
     held = torch.from_numpy(canvas.held).to(start.device)[None]
-    video = to_uint8(tokenizer.decode(clean, Shown(known, held)))[0]
+    video = to_uint8(tokenizer.decode(clean, Shown(known, held) if canvas.held.any() else None))[0]
     if canvas.closed:
         video[0] = video[-1]  # as decoded in view of the frames before it
     video[canvas.held_frames] = canvas.frames[canvas.held_frames]

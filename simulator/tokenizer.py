@@ -3,10 +3,10 @@
 Space shrinks 8 times, time by `time_factor`. Each latent step is made from its own video frames only, so that
 any frame of a clip can be encoded while its neighbours are unknown; the decoder also looks at the two latent
 steps before (causal, so it streams). The first latent step is the first frame alone, as in the causal
-encoders of MAGVIT-v2 (Yu et al. 2023, section 3.2), and later frames carry over what they can of the frame
-before (`carry.py`). No layer runs above a quarter of the picture's size: on a CPU that is where the time
-goes. Latents are tanh-bounded while training (with noise added, which keeps the
-decoder smooth: Dreamer 4, section 3.1) and standardised per channel outside.
+encoders of MAGVIT-v2 (Yu et al. 2023, section 3.2). What follows on frames that were shown carries over
+what it can of them (`carry.py`). No layer runs above a quarter of the picture's size: on a CPU that is where
+the time goes. Latents are tanh-bounded while training (with noise added, which keeps the decoder smooth:
+Dreamer 4, section 3.1) and standardised per channel outside.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ class Past(NamedTuple):
     """What a decoder looks back at."""
 
     latents: Float[Tensor, "b back z y x"]  # bounded
-    frame: Float[Tensor, "b 3 h w"]  # the last one, in [-1, 1]
+    frame: Float[Tensor, "b 3 h w"] | None  # the last one, in [-1, 1]; None: the next carries nothing over
 
 
 class Shown(NamedTuple):
-    """Frames that a decoder is shown as they were: what follows carries over these, and not its own."""
+    """Frames that a decoder is shown as they were: what follows carries these over, and then its own. Where
+    it is shown none, it carries nothing over: details made up anew in each frame would blur one another."""
 
     video: Video
     steps: Bool[Tensor, "b n"]  # which latent steps' frames; none of those after
@@ -165,9 +166,9 @@ class Tokenizer(nn.Module):
         decoded: Float[Tensor, "b n f c h w"],
         before: Float[Tensor, "b c h w"] | None,
         shown: Shown | None,
-    ) -> tuple[Float[Tensor, "b n f c h w"], Float[Tensor, "b c h w"]]:
-        """Each step's frames with what they carry over from the frame before, if there is one; and the last.
-        latents: of these steps and of the one before."""
+    ) -> tuple[Float[Tensor, "b n f c h w"], Float[Tensor, "b c h w"] | None]:
+        """Each step's frames with what they carry over from the frame before, if there is one; and the last,
+        if what follows is to. latents: of these steps and of the one before."""
         made, factor, start, carry = [], self.config.time_factor, before is None, self.carry
         seen = None if carry is None else carry.seen(latents)
         for n, step in enumerate(decoded.unbind(dim=1)):
@@ -177,9 +178,9 @@ class Tokenizer(nn.Module):
             last = made[-1][:, -1].clamp(-1, 1)
             if shown is not None and n < shown.steps.shape[1]:
                 true = shown.video[:, n * factor if start else (n + 1) * factor - 1]
-                last = torch.where(rearrange(shown.steps[:, n], "b -> b 1 1 1"), true, last)
-            before = last
-        assert before is not None, "there is at least one step"
+                before = torch.where(rearrange(shown.steps[:, n], "b -> b 1 1 1"), true, last)
+            elif before is not None:
+                before = last
         return torch.stack(made, dim=1), before
 
     def encode(self, video: Video) -> Latents:

@@ -329,7 +329,8 @@ class WorldModel:
             uncertainty = np.sqrt(errors, dtype=np.float32)
         state = self._made(state, conditions, latents)
         state = state if self.config.commit else self._settled(state)
-        video, decoder = self.tokenizer.decode_stream(latents, None, shown)
+        video, decoder = self.tokenizer.decode_stream(latents, None)
+        decoder = decoder._replace(frame=(shown.video if shown else video)[:, -1].clamp(-1, 1))
         frames = images[:, None].copy() if images is not None else to_uint8(video)
         return dataclasses.replace(state, decoder=decoder), frames, uncertainty
 

@@ -51,8 +51,10 @@ def test_a_ramp_is_fetched_exactly_between_pixels():
 def test_what_is_shown_changes_what_follows_alone(tokenizer: Tokenizer):
     factor = tokenizer.config.time_factor
     video, other = noise(2, 1 + 3 * factor, 3, 16, 24), noise(2, 1 + 3 * factor, 3, 16, 24, seed=1)
-    latents = tokenizer.encode(video)
-    own = tokenizer.decode(latents)
+    latents, nothing = tokenizer.encode(video), torch.zeros(2, 4, dtype=torch.bool)
+    own = tokenizer.decode(latents, Shown(other, nothing))
+    assert torch.equal(tokenizer.decode(latents)[:, :1], own[:, :1])
+    assert not torch.allclose(tokenizer.decode(latents)[:, 1:], own[:, 1:], atol=0.01)
     after = 1 + factor
     steps = torch.tensor([[False, True, False, False]]).expand(2, -1)
     shown = tokenizer.decode(latents, Shown(other, steps))

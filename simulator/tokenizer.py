@@ -169,7 +169,8 @@ class Tokenizer(nn.Module):
     ) -> tuple[Float[Tensor, "b n f c h w"], Float[Tensor, "b c h w"] | None]:
         """Each step's frames with what they carry over from the frame before, if there is one; and the last,
         if what follows is to. latents: of these steps and of the one before."""
-        made, factor, start, carry = [], self.config.time_factor, before is None, self.carry
+        made, factor, start = [], self.config.time_factor, before is None
+        carry = None if before is None and shown is None else self.carry
         seen = None if carry is None else carry.seen(latents)
         for n, step in enumerate(decoded.unbind(dim=1)):
             if carry is not None and seen is not None and before is not None:

@@ -37,8 +37,8 @@ class Past(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Frames that a decoder is shown as they were: what follows carries these over, and then its own. Where
-    it is shown none, it carries nothing over: details made up anew in each frame would blur one another."""
+    """Frames that a decoder is shown as they were: what follows carries these over, and then its own. Without
+    any it carries nothing over: details made up anew in each frame would blur one another."""
 
     video: Video
     steps: Bool[Tensor, "b n"]  # which latent steps' frames; none of those after

@@ -1,7 +1,7 @@
 """What a world model predicts of recorded episodes, one step on from the truth, for a decoder to learn from.
 
-A decoder that has seen latents of true frames alone takes every small error of a prediction for something
-that changed. From predictions beside the truth it learns what to believe of them, and what to carry over.
+Latents of true frames do not show how predictions miss. Beside the truth a decoder learns what to believe of
+them, and what to carry over instead.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def export(
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        tyro.conf.arg(help="run of `orrery train tokenizer --finish-decoder`, in place of the model's own"),
+        tyro.conf.arg(help="run of `orrery train tokenizer --only ...`, in place of the model's own"),
     ] = None,
 ) -> int:
     """Write a world model's weights in bf16, with its config.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -44,18 +44,18 @@ StartFrom = Annotated[
 StartFromTokenizer = Annotated[
     Path | None, arg(help="train this tokenizer further ('default': the shipped one); its latents change")
 ]
-FinishDecoder = Annotated[
-    Path | None,
+OnlyPart = Annotated[
+    Literal["decoder", "carry"] | None,
     arg(
-        help="start from this tokenizer ('default': the shipped one) and train its decoder alone: its "
-        "latents stay as they are"
+        help="with --start-from: train its decoder alone, or alone what frames carry over from those before; "
+        "its latents stay as they are"
     ),
 ]
 PredictedBy = Annotated[
     Path | None,
     arg(
-        help="with --finish-decoder: world model of these latents ('default': the shipped one), whose "
-        "predictions the decoder learns to make the truth of, in half of the batches"
+        help="with --only: world model of these latents ('default': the shipped one), whose predictions are "
+        "learned to be made the truth of, in half of the batches"
     ),
 ]
 OtherWorlds = Annotated[

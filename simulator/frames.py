@@ -23,12 +23,9 @@ from simulator.video import Video, to_unit
 
 Windows = Int[np.ndarray, "b t"]
 """Which frames, of many."""
-CLIP_STEPS = 4  # latent steps in a window
-BACKWARDS, CUT = (
-    0.25,
-    0.1,
-)  # shares of the windows that run so, and that show something else from some step on
-PREDICTED = 0.75  # of the latent steps of which there are predictions
+BACKWARDS, CUT = 0.25, 0.1  # shares of windows that run so, and that show something else from some step on
+FIRST_ALONE = 0.25  # of the windows of which the first step alone is shown
+PREDICTED = 0.75  # of the latent steps of which there are predictions, in the other windows
 
 
 @dataclass(frozen=True)
@@ -66,23 +63,26 @@ class Drawn(NamedTuple):
 def load_frames(
     data: Path, limit: int, min_length: int, generator: np.random.Generator, progress: bool = True
 ) -> tuple[Frames, ...]:
-    """Whole episodes in random order until `limit` frames are in memory, by picture size: that of the most
-    frames first."""
+    """Whole episodes of at least `min_length` frames in random order until `limit` frames are in memory, by
+    picture size: that of the most frames first. Raises ValueError if there is none."""
     paths = training_episodes(data)
     by_size: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
-    count = 0
+    count = longest = 0
     order = generator.permutation(len(paths))
     for index in tqdm(order, desc="reading frames", unit="ep", mininterval=5, disable=not progress):
         frames = read_frames(paths[index])
+        longest = max(longest, len(frames))
         if len(frames) < min_length:
-            raise ValueError(
-                f"clip needs at least {min_length} frames, got {len(frames)} in {paths[index]}; "
-                "record longer episodes"
-            )
+            continue
         by_size[frames.shape[1:3]].append(frames)
         count += len(frames)
         if count >= limit:
             break
+    if not by_size:
+        raise ValueError(
+            f"clips need at least {min_length} frames, and the longest in {data} has {longest}; "
+            "record longer episodes"
+        )
     found = [Frames(np.concatenate(p), np.cumsum([0, *map(len, p)])) for p in by_size.values()]
     return tuple(sorted(found, key=lambda frames: -len(frames.pixels)))
 
@@ -91,27 +91,31 @@ def draw(
     sizes: tuple[Frames, ...],
     config: TokenizerConfig,
     batch: int,
+    steps: int,
     most_noise: float,
     rng: np.random.Generator,
 ) -> Drawn:
-    """Windows of one size, each size as often as its share of all pixels; `batch` of the most frequent size,
-    of others as many as have as many pixels. most_noise: each window's noise is of its own strength, uniform
-    up to that, where there are no predictions."""
+    """Windows of so many latent steps, of one picture size, each size as often as its share of all pixels;
+    `batch` of the most frequent size, of others as many as have as many pixels. most_noise: each window's
+    noise is of its own strength, uniform up to that, where there are no predictions."""
     amounts = np.array([frames.pixels.size for frames in sizes], float)
     frames = sizes[rng.choice(len(sizes), p=amounts / amounts.sum())]
     clips = max(1, round(batch * sizes[0].pixels[0].size / frames.pixels[0].size))
-    factor, length = config.time_factor, 1 + (CLIP_STEPS - 1) * config.time_factor
+    factor, length = config.time_factor, 1 + (steps - 1) * config.time_factor
     windows = frames.windows(rng, clips, length, 1 if frames.errors is None else factor)
     windows = varied(windows, factor, rng)
     height, width = (side // config.space_factor for side in frames.pixels.shape[1:3])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    begins = rng.random(clips) < FIRST_ALONE
     if frames.errors is None:
-        noise = torch.randn((clips, CLIP_STEPS, config.channels, height, width), generator=generator)
+        noise = torch.randn((clips, steps, config.channels, height, width), generator=generator)
         noise *= torch.from_numpy((most_noise * rng.random((clips, 1, 1, 1, 1))).astype(np.float32))
     else:
-        some = rng.random((clips, CLIP_STEPS, 1, 1, 1)) < PREDICTED
-        noise = torch.from_numpy((some * frames.errors[windows[:, ::factor]]).astype(np.float32))
-    shown = rng.random((clips, CLIP_STEPS)) < rng.random((clips, 1))  # of each window another share
+        some = begins[:, None] | (rng.random((clips, steps)) < PREDICTED)
+        errors = some[..., None, None, None] * frames.errors[windows[:, ::factor]]
+        noise = torch.from_numpy(errors.astype(np.float32))
+    shown = rng.random((clips, steps)) < rng.random((clips, 1))  # of each window another share
+    shown[begins] = np.arange(steps) == 0
     return Drawn(to_unit(frames.pixels[windows], "cpu"), noise, torch.from_numpy(shown))
 
 
@@ -119,7 +123,7 @@ def varied(windows: Windows, factor: int, rng: np.random.Generator) -> Windows:
     """The windows, some of them backwards, as dreams are walked too, and some cut over to another, for
     nothing carries over a cut."""
     backwards, cut = (rng.random(len(windows)) < share for share in (BACKWARDS, CUT))
-    after = 1 + factor * int(rng.integers(CLIP_STEPS - 1))
+    after = 1 + factor * int(rng.integers((windows.shape[1] - 1) // factor))
     windows = np.where(backwards[:, None], windows[:, ::-1], windows)
     windows[cut, after:] = np.roll(windows, 1, axis=0)[cut, after:]
     return windows

@@ -128,10 +128,9 @@ def make_optimizers(model: nn.Module, matrix_rate: float, other_rate: float) -> 
     matrices, others = split_parameters(model)
     split = any(isinstance(matrix, DTensor) for matrix in matrices)
     muon = ShardedMuon if split else BatchedMuon if any(matrix.is_cuda for matrix in matrices) else Muon
-    return [
-        muon(matrices, lr=matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    hidden = {"lr": matrix_rate, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+    found: list[Optimizer] = [muon(matrices, **hidden)] if matrices else []
+    return [*found, AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -34,7 +34,7 @@ def predictions(
     Raises ValueError if the model is of other latents, or knows none of the episodes' worlds.
     """
     if not same_latents(model.tokenizer, tokenizer):
-        raise ValueError("--predicted-by must be a world model of the same latents as --finish-decoder")
+        raise ValueError("--predicted-by must be a world model of the same latents as --start-from")
     done: dict[tuple[int, ...], list[Stretch]] = defaultdict(list)
     with tqdm(total=most, desc="predicting", unit="step", mininterval=5) as bar:
         for world, episodes in _groups(model, data, rng):

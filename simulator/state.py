@@ -72,7 +72,7 @@ def row(state: State, index: int) -> State:
     """One row alone, without what its mates needed."""
     if state.decoder is None:
         raise ValueError("a state without frames has no rows to take; start it first")
-    one, fresh, shown = slice(index, index + 1), state.fresh, state.decoder.frame
+    one, fresh, shown = slice(index, index + 1), state.fresh, state.decoder.before
     kept = min(state.ages[index] - (fresh is not None), state.kept)
     words = max(1, int(state.text_known[index].sum()))
 
@@ -128,7 +128,7 @@ def stacked(states: Sequence[State]) -> State:
     longest = max(s.memory.layers[0].keys.shape[2] for s in states)
     memories = [_padded(shifted(s.memory, frame - s.frame), longest) for s in states]
     decoders = [s.decoder for s in states if s.decoder is not None]
-    frames = [past.frame for past in decoders if past.frame is not None]
+    frames = [past.before for past in decoders if past.before is not None]
     layers = [
         KeysValues(torch.cat([layer.keys for layer in same]), torch.cat([layer.values for layer in same]))
         for same in zip(*(memory.layers for memory in memories), strict=True)

@@ -20,7 +20,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from simulator.carry import Carry
+from simulator.carry import Before, Carry, begun
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_json
 from simulator.conv import Block, Conv
 from simulator.devices import device_named
@@ -33,7 +33,7 @@ class Past(NamedTuple):
     """What a decoder looks back at."""
 
     latents: Float[Tensor, "b back z y x"]  # bounded
-    frame: Float[Tensor, "b 3 h w"] | None  # the last one, in [-1, 1]; None: the next carries nothing over
+    before: Before | None  # what the next frame carries over; None: nothing
 
 
 class Shown(NamedTuple):
@@ -156,32 +156,31 @@ class Tokenizer(nn.Module):
             mixed = mixed + linear(hidden[:, LOOK_BACK - nth : LOOK_BACK - nth + n])
         folded = self.decoder(rearrange(mixed, "b n y x c -> (b n) c y x"))
         steps = rearrange(folded, "(b n) (f c p q) y x -> b n f c (y p) (x q)", b=b, c=3, p=FOLD, q=FOLD)
-        before = None if past is None else past.frame
-        steps, frame = self._carried(seen[:, LOOK_BACK - 1 :], steps, before, shown)
-        return rearrange(steps, "b n f c y x -> b (n f) c y x"), Past(seen[:, -LOOK_BACK:], frame)
+        before = None if past is None else past.before
+        steps, before = self._carried(seen[:, LOOK_BACK - 1 :], steps, before, shown)
+        return rearrange(steps, "b n f c y x -> b (n f) c y x"), Past(seen[:, -LOOK_BACK:], before)
 
     def _carried(
         self,
         latents: Float[Tensor, "b n1 z y x"],
         decoded: Float[Tensor, "b n f c h w"],
-        before: Float[Tensor, "b c h w"] | None,
+        before: Before | None,
         shown: Shown | None,
-    ) -> tuple[Float[Tensor, "b n f c h w"], Float[Tensor, "b c h w"] | None]:
-        """Each step's frames with what they carry over from the frame before, if there is one; and the last,
-        if what follows is to. latents: of these steps and of the one before."""
+    ) -> tuple[Float[Tensor, "b n f c h w"], Before | None]:
+        """Each step's frames with what they carry over, if there is anything; and what is left to carry over.
+        latents: of these steps and of the one before."""
         made, factor, start = [], self.config.time_factor, before is None
         carry = None if before is None and shown is None else self.carry
         seen = None if carry is None else carry.seen(latents)
         for n, step in enumerate(decoded.unbind(dim=1)):
             if carry is not None and seen is not None and before is not None:
-                step = carry(seen[:, n], step, before)
+                step, before = carry(seen[:, n], step, before)
             made.append(step.float())
-            last = made[-1][:, -1].clamp(-1, 1)
             if shown is not None and n < shown.steps.shape[1]:
+                if before is None:
+                    before = begun(made[-1][:, -1].clamp(-1, 1))
                 true = shown.video[:, n * factor if start else (n + 1) * factor - 1]
-                before = torch.where(rearrange(shown.steps[:, n], "b -> b 1 1 1"), true, last)
-            elif before is not None:
-                before = last
+                before = torch.where(rearrange(shown.steps[:, n], "b -> b 1 1 1"), begun(true), before)
         return torch.stack(made, dim=1), before
 
     def encode(self, video: Video) -> Latents:

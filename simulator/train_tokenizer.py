@@ -34,7 +34,7 @@ from simulator.checkpoint import (
     write_json,
 )
 from simulator.devices import device_named
-from simulator.frames import CLIP_STEPS, Frames, draw, load_frames
+from simulator.frames import Frames, draw, load_frames
 from simulator.interrupts import between_steps
 from simulator.metrics import psnr
 from simulator.optim import Clock, Learner, make_optimizers, rate_factor, set_rates, take_step
@@ -47,12 +47,14 @@ from simulator.video import to_uint8, to_unit, write_image
 from simulator.world_model import WorldModel
 
 RESUME = "tokenizer.resume.pt"
+CARRY_STEPS = 6  # latent steps of a clip, if what is carried over them is all that is learned
 SAVE_S = 120.0  # between checkpoints
 FOLLOW_S = 60.0  # between readings of other episodes
 
 
 @dataclass(frozen=True)
 class TokenizerTraining:
+    clip_steps: int = 4  # latent steps of a clip
     batch: int = 24  # clips a step; of other picture sizes than the most frequent as many as make its pixels
     steps: int = 200_000  # at most; 0: any number
     minutes: float = 20.0  # of training, at most; 0: any number
@@ -129,7 +131,7 @@ def train_tokenizer(
     resume: flags.Resume = False,
     follow: flags.Follow = False,
     start_from: flags.StartFromTokenizer = None,
-    finish_decoder: flags.FinishDecoder = None,
+    only: flags.OnlyPart = None,
     predicted_by: flags.PredictedBy = None,
     batch_scale: flags.BatchScale = 1.0,
     compile: flags.Compile = False,
@@ -141,13 +143,12 @@ def train_tokenizer(
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if not batch_scale > 0:
         raise ValueError(f"--batch-scale must be above 0, got {batch_scale}")
-    source = finish_decoder or start_from
-    if finish_decoder and start_from:
-        raise ValueError("--start-from trains all of a tokenizer, --finish-decoder its decoder; give one")
-    if predicted_by and not finish_decoder:
-        raise ValueError("--predicted-by goes with --finish-decoder, whose latents stay those of the model")
-    if source and time_factor is not None:
-        raise ValueError(f"--time-factor is that of the tokenizer in {source}; leave it out")
+    if only and start_from is None:
+        raise ValueError(f"--only {only} needs --start-from: the tokenizer whose {only} is trained")
+    if predicted_by and only is None:
+        raise ValueError("--predicted-by goes with --only: latents must stay those of the model")
+    if start_from and time_factor is not None:
+        raise ValueError(f"--time-factor is that of the tokenizer in {start_from}; leave it out")
     training = replace(TRAININGS[preset], **flags.bounds(minutes, steps))
     training = replace(training, batch=max(1, round(training.batch * batch_scale)))
     check_writable(out)
@@ -157,10 +158,11 @@ def train_tokenizer(
     where = device_named(device)
     config = PRESETS[preset] if time_factor is None else replace(PRESETS[preset], time_factor=time_factor)
     model = Tokenizer(config).to(where)
-    if source is not None:
-        model = load_tokenizer(model_folder(source), where).train().requires_grad_(True)
-        model.encoder.requires_grad_(finish_decoder is None)
-    needed = (training.memory_frames, CLIP_STEPS * model.config.time_factor)
+    if start_from is not None:
+        model = load_tokenizer(model_folder(start_from), where).train().requires_grad_(True)
+        if only:
+            training = replace(training, **train_only(model, only))
+    needed = (training.memory_frames, training.clip_steps * model.config.time_factor)
     sizes = load_frames(data, *needed, np.random.default_rng(seed))
     for frames in sizes:
         model.check_size(*frames.pixels.shape[1:3])
@@ -183,8 +185,20 @@ def train_tokenizer(
         beside(read, FOLLOW_S if follow else None) as later,
     ):
         run.params({"preset": preset, **asdict(training), **asdict(model.config)})
-        fit(learner, sizes, predicted, training, seed, out, run, compile, later, source)
+        fit(learner, sizes, predicted, training, seed, out, run, compile, later, start_from)
     return 0
+
+
+def train_only(model: Tokenizer, part: str) -> dict[str, int]:
+    """Hold all else as it is; what of the training that changes."""
+    model.encoder.requires_grad_(False)
+    if part == "decoder":
+        return {}
+    if model.carry is None:
+        raise ValueError("--only carry needs a tokenizer of a carry_width above 0; this one carries nothing")
+    model.requires_grad_(False)
+    model.carry.requires_grad_(True)
+    return {"clip_steps": CARRY_STEPS}
 
 
 def fit(
@@ -204,7 +218,7 @@ def fit(
     origin = made_of(model_folder(source)) if source else None
     model, clock = learner.model, learner.clock
     where = next(model.parameters()).device
-    length = 1 + (CLIP_STEPS - 1) * model.config.time_factor
+    length = 1 + (training.clip_steps - 1) * model.config.time_factor
     core = torch.compile(reconstruct, dynamic=False) if compiled else reconstruct  # once for each size
     saved_s = shown_s = clock.seconds
     progress, stop = clock.progress, False
@@ -213,7 +227,9 @@ def fit(
             rng = np.random.default_rng([seed, clock.step])
             sizes = later() or sizes
             chosen = predicted if predicted and rng.random() < training.predicted_share else sizes
-            drawn = draw(chosen, model.config, training.batch, training.latent_noise, rng).to(where)
+            drawn = draw(
+                chosen, model.config, training.batch, training.clip_steps, training.latent_noise, rng
+            ).to(where)
             set_rates(learner.optimizers, rate_factor(progress))
             with fast_precision(where):
                 output = core(model, *drawn)
@@ -255,7 +271,9 @@ def keep(
     scores = {}
     for frames in reversed(sizes):  # the most frequent comes last, and its picture is kept
         height, width = frames.pixels.shape[1:3]
-        clips = frames.clips(np.random.default_rng(1), 32, 1 + (CLIP_STEPS - 1) * ema.config.time_factor)
+        clips = frames.clips(
+            np.random.default_rng(1), 32, 1 + (training.clip_steps - 1) * ema.config.time_factor
+        )
         with torch.no_grad(), fast_precision(where):
             video = to_unit(clips, where)
             output = to_uint8(ema.decode(ema.encode(video), Shown.first(video)))

@@ -33,6 +33,7 @@ from simulator.canvas import (
     text_to_video,
 )
 from simulator.captioner import Captioner, captioner_for
+from simulator.carry import begun
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_world_model
 from simulator.choosing import TRIES, best_latents, can_judge, starting_with
 from simulator.conditions import Conditioner, in_turn
@@ -330,7 +331,7 @@ class WorldModel:
         state = self._made(state, conditions, latents)
         state = state if self.config.commit else self._settled(state)
         video, decoder = self.tokenizer.decode_stream(latents, None)
-        decoder = decoder._replace(frame=(shown.video if shown else video)[:, -1].clamp(-1, 1))
+        decoder = decoder._replace(before=begun((shown.video if shown else video)[:, -1].clamp(-1, 1)))
         frames = images[:, None].copy() if images is not None else to_uint8(video)
         return dataclasses.replace(state, decoder=decoder), frames, uncertainty
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from envs.record import record
-from simulator.carry import Carry, warped
+from simulator.carry import HOLDS, REACH, Carry, begun, inside, warped
 from simulator.clips import list_episodes, read_frames
-from simulator.frames import CLIP_STEPS, varied
+from simulator.frames import varied
 from simulator.metrics import psnr
 from simulator.tokenizer import PRESETS, Shown, Tokenizer
 from simulator.video import to_uint8, to_unit
@@ -47,6 +47,43 @@ def test_a_ramp_is_fetched_exactly_between_pixels():
     assert torch.allclose(warped(ramp, flow)[..., 2:-3], ramp[..., 2:-3] + 0.3, atol=0.05)
 
 
+def test_inside_is_what_points_at_a_pixel_of_the_picture():
+    flow = torch.tensor([3.4, -1.4])[None, :, None, None].expand(1, 2, 6, 8)
+    expected = torch.zeros(6, 8)
+    expected[1:, :5] = 1  # x + 3.4 < 7.5, y - 1.4 > -0.5
+    assert torch.equal(inside(flow)[0, 0], expected)
+    assert torch.equal(inside(-flow)[0, 0], expected.flip(0, 1))
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_a_texture_is_fetched_from_the_frame_that_was_shown_as_sharp_as_it_was(far: bool):
+    """Half a pixel to the right and a quarter down, eight times: fetched again and again it blurs."""
+    carry, steps = Carry(channels=2, width=16, blocks=1, frames=1, fold=4), 8
+    with torch.no_grad():
+        carry.flow.bias.copy_(torch.tensor([0.5, 0.25]).repeat_interleave(16) / REACH)
+        sure = torch.tensor([1.0, 1.0 if far else -1.0, 1.0, 0, 0, 0])
+        carry.mix[-1].bias.copy_(30 * sure.repeat_interleave(16))
+        before = begun(texture := noise(1, 3, 24, 24))
+        seen = carry.seen(torch.zeros(1, 2, 2, 3, 3))[:, 0]
+        for _ in range(steps):
+            made, before = carry(seen, torch.zeros(1, 1, 3, 24, 24), before)
+    error = (made[0, 0, :, 2:-8, 2:-8] - texture[0, :, 4:-6, 6:-4]).square().mean()
+    assert error < 1e-6 if far else error > 0.05
+    assert torch.allclose(before[:, 6], torch.tensor(4.0)) and torch.allclose(before[:, 7], torch.tensor(2.0))
+
+
+def test_trust_is_lost_step_by_step_and_moves_with_the_pixels():
+    carry = Carry(channels=2, width=16, blocks=1, frames=1, fold=4)
+    with torch.no_grad():
+        carry.flow.bias.copy_(torch.tensor([1.0, 0.0]).repeat_interleave(16) / REACH)
+        carry.mix[-1].bias.zero_()
+        before = begun(noise(1, 3, 8, 8))
+        before[:, 8, :, :4] = 0
+        _, after = carry(carry.seen(torch.zeros(1, 2, 2, 1, 1))[:, 0], torch.zeros(1, 1, 3, 8, 8), before)
+    holds = torch.tensor(HOLDS).sigmoid()
+    assert torch.allclose(after[:, 8, :, 3:], holds) and not after[:, 8, :, :3].any()
+
+
 def test_what_is_shown_changes_what_follows_alone(tokenizer: Tokenizer):
     factor = tokenizer.config.time_factor
     video, other = noise(2, 1 + 3 * factor, 3, 16, 24), noise(2, 1 + 3 * factor, 3, 16, 24, seed=1)
@@ -60,7 +97,7 @@ def test_what_is_shown_changes_what_follows_alone(tokenizer: Tokenizer):
     assert torch.equal(shown[:, :after], own[:, :after])
     for later in range(after, own.shape[1]):
         assert not torch.equal(shown[:, later], own[:, later])
-    as_decoded = tokenizer.decode(latents, Shown(own.clamp(-1, 1), torch.ones(2, 4, dtype=torch.bool)))
+    as_decoded = tokenizer.decode(latents, Shown.first(own.clamp(-1, 1)))
     assert torch.allclose(as_decoded, own, atol=1e-5)
     unused = other.clone()
     unused[:, after:] = 0
@@ -108,7 +145,8 @@ def test_it_learns_to_fetch_what_moved():
         before, now = (torch.stack(frames) for frames in zip(*clips, strict=True))
         latents = torch.zeros(16, 2, 2, 2, 2)
         latents[:, 1] = (shift / 2.0)[:, :, None, None]
-        made = carry(carry.seen(latents)[:, 0], torch.zeros(16, 1, 3, 16, 16), before)[:, 0]
+        made, _ = carry(carry.seen(latents)[:, 0], torch.zeros(16, 1, 3, 16, 16), begun(before))
+        made = made[:, 0]
         return (made - now)[..., 2:-2, 2:-2].square().mean()
 
     with torch.no_grad():
@@ -123,7 +161,7 @@ def test_it_learns_to_fetch_what_moved():
 
 def test_clips_are_cut_and_turned_at_the_borders_of_latent_steps():
     factor, rng = 2, np.random.default_rng(0)
-    frames = 1 + (CLIP_STEPS - 1) * factor
+    frames = 1 + 3 * factor
     found = varied(100 * np.arange(400)[:, None] + np.arange(frames), factor, rng)
     whose, when = found // 100, found % 100
     backwards, cut = when[:, 0] != 0, whose[:, 0] != whose[:, -1]

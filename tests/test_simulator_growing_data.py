@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,14 +109,18 @@ def test_a_tokenizer_trains_further_and_the_world_model_learns_its_new_latents(r
     same = {"data": run / "data" / "small", "preset": "tiny", "track": False}
     train(run / "data", run / "tokenizer", tmp_path / "world", preset="tiny", steps=2, track=False)
     train_tokenizer(**same, out=tmp_path / "whole", start_from=run / "tokenizer", steps=3, batch_scale=0.5)
-    train_tokenizer(**same, out=tmp_path / "decoder", finish_decoder=run / "tokenizer", steps=3)
-    before, whole, decoder = (
+    train_tokenizer(**same, out=tmp_path / "decoder", start_from=run / "tokenizer", only="decoder", steps=3)
+    train_tokenizer(**same, out=tmp_path / "carry", start_from=run / "tokenizer", only="carry", steps=3)
+    before, whole, decoder, carry = (
         load_file(folder / "tokenizer.safetensors")
-        for folder in (run / "tokenizer", tmp_path / "whole", tmp_path / "decoder")
+        for folder in (run / "tokenizer", tmp_path / "whole", tmp_path / "decoder", tmp_path / "carry")
     )
     encoder = [name for name in before if name.startswith("encoder") and before[name].ndim == 2]
     assert all(0 < (whole[name] - before[name]).abs().max() < 0.1 for name in encoder)
     assert all(torch.equal(decoder[name], before[name]) for name in encoder)
+    assert not torch.equal(decoder["decoder_in.weight"], before["decoder_in.weight"])
+    changed = {name for name in before if not torch.equal(carry[name], before[name])}
+    assert "carry.flow.weight" in changed and all(name.startswith("carry.") for name in changed)
     assert json.loads((tmp_path / "whole" / "metrics.jsonl").read_text())["step"] == 3
     made = json.loads((tmp_path / "decoder" / "config.json").read_text())["made"]
     assert made["steps"] == 3 and made["started_from"]["steps"] == 2
@@ -130,7 +135,7 @@ def test_a_tokenizer_learns_pictures_of_several_sizes_each_by_its_pixels(run: Pa
     sizes = load_frames(run / "data", 1000, 4, np.random.default_rng(0), progress=False)
     assert [frames.pixels.shape for frames in sizes] == [(52, 32, 32, 3), (26, 48, 48, 3)]
     rng = np.random.default_rng(0)
-    drawn = [tuple(draw(sizes, TOKENIZERS["tiny"], 9, 0.1, rng).video.shape) for _ in range(2000)]
+    drawn = [tuple(draw(sizes, TOKENIZERS["tiny"], 9, 4, 0.1, rng).video.shape) for _ in range(2000)]
     assert set(drawn) == {(9, 4, 3, 32, 32), (4, 4, 3, 48, 48)}, "as many pixels of either"
     pixels = 52 * 32**2, 26 * 48**2
     assert drawn.count((9, 4, 3, 32, 32)) / 2000 == pytest.approx(pixels[0] / sum(pixels), abs=0.04)
@@ -141,6 +146,17 @@ def test_a_tokenizer_learns_pictures_of_several_sizes_each_by_its_pixels(run: Pa
     write_episode(tmp_path / "odd", blinking(9, size=36))
     with pytest.raises(ValueError, match="multiple of 8, got 36"):
         train_tokenizer(tmp_path / "odd", tmp_path / "no", preset="tiny", steps=1, track=False)
+
+
+def test_episodes_shorter_than_a_clip_are_left_out(tmp_path: Path):
+    for steps, size in ((4, 32), (9, 32), (5, 48)):
+        whole = blinking(steps, size=size)
+        parts = {name: getattr(whole, name)[:steps] for name in ("actions", "rewards", "terminated")}
+        write_episode(tmp_path / str(steps), replace(whole, frames=whole.frames[: steps + 1], **parts))
+    (found,) = load_frames(tmp_path, 1000, 8, np.random.default_rng(0), progress=False)
+    assert found.pixels.shape == (10, 32, 32, 3) and list(found.starts) == [0, 10]
+    with pytest.raises(ValueError, match=r"at least 11 frames, and the longest in .* has 10"):
+        load_frames(tmp_path, 1000, 11, np.random.default_rng(0), progress=False)
 
 
 def test_a_model_trained_further_samples_as_the_one_it_comes_from(run: Path, tmp_path: Path):
@@ -185,7 +201,13 @@ def test_a_decoder_learns_from_what_a_world_model_predicts(run: Path, tmp_path: 
         bounded = model.tokenizer.encode_bounded(to_unit(frames.pixels[None, 1:9], "cpu"))[0]
         assert (bounded + torch.from_numpy(frames.errors[1:9].astype(np.float32))).abs().max() < 1.001
     assert sum(map(len, (f.pixels for f in predictions(model, model.tokenizer, run / "data", 8, rng)))) < 54
-    given = {"finish_decoder": run / "tokenizer", "predicted_by": tmp_path / "world", "steps": 3, **same}
+    given = {
+        "start_from": run / "tokenizer",
+        "only": "carry",
+        "predicted_by": tmp_path / "world",
+        "steps": 3,
+        **same,
+    }
     train_tokenizer(run / "data", tmp_path / "finished", **given)
     assert export(tmp_path / "world", tmp_path / "with", tokenizer=tmp_path / "finished") == 0
     shipped = load_file(tmp_path / "with" / "tokenizer.safetensors")
@@ -196,7 +218,7 @@ def test_a_decoder_learns_from_what_a_world_model_predicts(run: Path, tmp_path: 
     with pytest.raises(ValueError, match="of other latents"):
         export(tmp_path / "world", tmp_path / "no", tokenizer=tmp_path / "other")
     with pytest.raises(ValueError, match="of the same latents"):
-        given["finish_decoder"] = tmp_path / "other"
+        given["start_from"] = tmp_path / "other"
         train_tokenizer(run / "data", tmp_path / "no", **given)
     write_episode(tmp_path / "elsewhere", blinking(7, env_id="test/Other-v0"))
     with pytest.raises(ValueError, match="no episode of 8 steps in a world of the model"):
@@ -208,8 +230,8 @@ def test_a_decoder_learns_from_what_a_world_model_predicts(run: Path, tmp_path: 
     "flags, rule",
     [
         ({"batch_scale": 0.0}, "--batch-scale must be above 0, got 0.0"),
-        ({"start_from": Path("a"), "finish_decoder": Path("b")}, "give one"),
-        ({"start_from": Path("a"), "predicted_by": Path("b")}, "goes with --finish-decoder"),
+        ({"only": "carry"}, "--only carry needs --start-from"),
+        ({"start_from": Path("a"), "predicted_by": Path("b")}, "--predicted-by goes with --only"),
         ({"start_from": Path("a"), "time_factor": 2}, "--time-factor is that of the tokenizer"),
     ],
 )

@@ -151,5 +151,5 @@ def test_both_takes_of_one_call_are_those_of_two(model: WorldModel, world: str):
         found, without = made(mean, state, actions), made(mean, state, None)
         pulled = made(model, state, actions, action_guidance=pull)
         assert (found - without).abs().max() > 0.05
-        assert torch.allclose(pulled, found + (0.2 + 0.8 * doubt**0.5) * (found - without), atol=2e-3)
+        assert torch.allclose(pulled, found + share * (found - without), atol=2e-3)
         state = mean.step(state, actions)[0]

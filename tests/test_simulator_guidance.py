@@ -147,7 +147,8 @@ def test_both_takes_of_one_call_are_those_of_two(model: WorldModel, world: str):
     states[1] = mean.step(states[1], told[1:])[0]
     state = stacked(states)
     for actions in (told, later):
-        doubt = torch.tensor(state.doubts).clamp(max=1)[:, None, None, None, None]
+        doubt = torch.tensor(state.doubts)[:, None, None, None, None]
+        share = 0.25 + 0.75 * (doubt / 0.16).sqrt().clamp(max=1)
         found, without = made(mean, state, actions), made(mean, state, None)
         pulled = made(model, state, actions, action_guidance=pull)
         assert (found - without).abs().max() > 0.05

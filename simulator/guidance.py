@@ -22,7 +22,7 @@ from simulator.sampling import guided
 from simulator.transformer import Conditions, Prediction
 
 AT_FIRST = 0.25  # of the pull of actions
-IN_FULL = 0.16  # mean squared error that is expected where all of it pulls; that of any other picture is 1
+IN_FULL = 0.5  # mean squared error that is expected where all of it pulls; that of any other picture is 1
 
 
 class Pull(NamedTuple):

@@ -348,7 +348,7 @@ def evaluate(
     action_guidance: Annotated[
         float | None,
         tyro.conf.arg(
-            help="how strongly actions pull once much is in doubt (a quarter of it at first), in all worlds, "
+            help="how strongly actions pull once all is in doubt (a fifth of it at first), in all worlds, "
             "instead of the checkpoint's setting in its config.json: 1 is not at all, 1.5 much"
         ),
     ] = None,

@@ -21,8 +21,7 @@ from simulator.flow import Levels
 from simulator.sampling import guided
 from simulator.transformer import Conditions, Prediction
 
-AT_FIRST = 0.25  # of the pull of actions
-IN_FULL = 0.5  # mean squared error that is expected where all of it pulls; that of any other picture is 1
+AT_FIRST = 0.2  # of the pull of actions; all of it where the error is that of any other picture, which is 1
 
 
 class Pull(NamedTuple):
@@ -50,8 +49,7 @@ def pull_of(
 ) -> Pull:
     """The pull on rows under these conditions, by their worlds' settings (1, or none: no pull), as far as
     they are told anything. That of actions grows with the error that each row expects by now (the root of its
-    mean squared error, `doubts`), from `AT_FIRST` of it to all of it at `IN_FULL`. worlds: their names, by
-    number."""
+    mean squared error, `doubts`), from `AT_FIRST` of it. worlds: their names, by number."""
     drops, strengths = [], []
     names: list[str] = [worlds[int(world)] for world in conditions.world.tolist()]
     for told, settings in ((conditions.text_known, words), (conditions.actions_known, actions)):
@@ -62,8 +60,7 @@ def pull_of(
     without = conditions._replace(
         text_known=conditions.text_known & ~by_words, actions_known=conditions.actions_known & ~by_actions
     )
-    doubt = torch.tensor(doubts, dtype=torch.float32, device=by_words.device)
-    grown = (doubt / IN_FULL).sqrt().clamp(max=1)
-    of_actions = 1 + (AT_FIRST + (1 - AT_FIRST) * grown) * (strengths[1] - 1)
+    doubt = torch.tensor(doubts, dtype=torch.float32, device=by_words.device).clamp(max=1)
+    of_actions = 1 + (AT_FIRST + (1 - AT_FIRST) * doubt.sqrt()) * (strengths[1] - 1)
     strength = torch.where(drops[1], of_actions, torch.where(drops[0], strengths[0], 1.0))
     return Pull(strength[:, None, None, None, None], without, by_actions)

@@ -37,7 +37,7 @@ def begun(frame: Frame) -> Before:
 
 
 class Carry(nn.Module):
-    """As it is made it mixes half of the frame before, unmoved, into every frame."""
+    """As it is made it mixes the frame before and the one shown, both unmoved, by half into every frame."""
 
     def __init__(self, channels: int, width: int, blocks: int, frames: int, fold: int):
         """channels: of latents. frames: in a latent step. fold: pixels along a side of a cell."""

@@ -47,7 +47,7 @@ StartFromTokenizer = Annotated[
 OnlyPart = Annotated[
     Literal["decoder", "carry"] | None,
     arg(
-        help="with --start-from: train its decoder alone, or alone what frames carry over from those before; "
+        help="with --start-from: train its decoder with what frames carry over from those before, or this alone; "
         "its latents stay as they are"
     ),
 ]

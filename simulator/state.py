@@ -72,7 +72,7 @@ def row(state: State, index: int) -> State:
     """One row alone, without what its mates needed."""
     if state.decoder is None:
         raise ValueError("a state without frames has no rows to take; start it first")
-    one, fresh, shown = slice(index, index + 1), state.fresh, state.decoder.before
+    one, fresh, before = slice(index, index + 1), state.fresh, state.decoder.before
     kept = min(state.ages[index] - (fresh is not None), state.kept)
     words = max(1, int(state.text_known[index].sum()))
 
@@ -88,7 +88,7 @@ def row(state: State, index: int) -> State:
     return State(
         memory,
         None if fresh is None else Steps(*(part[one].clone() for part in fresh)),
-        Past(state.decoder.latents[one].clone(), None if shown is None else shown[one].clone()),
+        Past(state.decoder.latents[one].clone(), None if before is None else before[one].clone()),
         state.text[one, :words].clone(),
         state.text_known[one, :words].clone(),
         state.world[one].clone(),
@@ -128,7 +128,7 @@ def stacked(states: Sequence[State]) -> State:
     longest = max(s.memory.layers[0].keys.shape[2] for s in states)
     memories = [_padded(shifted(s.memory, frame - s.frame), longest) for s in states]
     decoders = [s.decoder for s in states if s.decoder is not None]
-    frames = [past.before for past in decoders if past.before is not None]
+    carried = [past.before for past in decoders if past.before is not None]
     layers = [
         KeysValues(torch.cat([layer.keys for layer in same]), torch.cat([layer.values for layer in same]))
         for same in zip(*(memory.layers for memory in memories), strict=True)
@@ -141,7 +141,7 @@ def stacked(states: Sequence[State]) -> State:
             torch.cat([memory.noise_level for memory in memories]),
         ),
         fresh=Steps(*(torch.cat(same) for same in zip(*fresh, strict=True))) if fresh else None,
-        decoder=Past(torch.cat([past.latents for past in decoders]), torch.cat(frames) if frames else None),
+        decoder=Past(torch.cat([past.latents for past in decoders]), torch.cat(carried) if carried else None),
         text=torch.cat([pad(s.text, (0, 0, 0, words - s.text.shape[1])) for s in states]),
         text_known=torch.cat([pad(s.text_known, (0, words - s.text.shape[1])) for s in states]),
         world=torch.cat([s.world for s in states]),

@@ -47,8 +47,8 @@ StartFromTokenizer = Annotated[
 OnlyPart = Annotated[
     Literal["decoder", "carry"] | None,
     arg(
-        help="with --start-from: train its decoder with what frames carry over from those before, or this alone; "
-        "its latents stay as they are"
+        help="with --start-from: train its decoder with what frames carry over from those before, or this "
+        "alone; its latents stay as they are"
     ),
 ]
 PredictedBy = Annotated[

@@ -19,7 +19,6 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
-	$(if $(wildcard notebooks/*.ipynb),$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=900 notebooks)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -93,10 +93,14 @@ class Cameras:
 
     def project(self, points: Float[Tensor, "p 3"]) -> tuple[Float[Tensor, "n p 2"], Float[Tensor, "n p"]]:
         """Pixel coordinates (x, y) and depth (camera z, metres; not in front when <= 0) of world points."""
+        image = self.homogeneous(points)
+        return image[..., :2] / image[..., 2:], image[..., 2]
+
+    def homogeneous(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, "n p 3"]:
+        """Depth (camera z, metres) times pixel coordinates, and depth, of world points: linear in these."""
         w2c = self.w2c
         local = einsum(w2c[:, :3, :3], points, "n i j, p j -> n p i") + w2c[:, None, :3, 3]
-        image = einsum(self.K, local, "n i j, n p j -> n p i")
-        return image[..., :2] / image[..., 2:], local[..., 2]
+        return einsum(self.K, local, "n i j, n p j -> n p i")
 
     def unproject(self, depth: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w 3"]:
         """World points (metres) at a depth (camera z, metres) on the ray of each pixel."""

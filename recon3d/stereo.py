@@ -61,22 +61,47 @@ def swept_costs(
     shows the place at every offset: as pictures come in and fall out, costs would rise and fall with no say
     about depth, at the borders of pictures most of all.
     """
-    size = torch.tensor([cameras.width, cameras.height]).to(depth)
+    squares = cameras.resized(2, 2)  # so that pixels less 1 are what `grid_sample` takes
+    surface, beyond = (
+        squares.homogeneous(camera.unproject(at[None]).reshape(-1, 3)) for at in (depth, depth + 1)
+    )
+    change = beyond - surface  # a metre farther along the rays
+    for part in (surface, change):
+        part[..., :2] -= part[..., 2:]
 
-    def looked_up(offset: Tensor) -> tuple[Float[Tensor, "k h w 2"], Bool[Tensor, "k h w"]]:
-        pixels, z = cameras.project(camera.unproject((depth + offset)[None]).reshape(-1, 3))
-        grid = rearrange(pixels / size * 2 - 1, "k (h w) c -> k h w c", h=len(depth))
-        return grid, (grid.abs() < 1).all(-1) & (rearrange(z, "k (h w) -> k h w", h=len(depth)) > 0)
+    def image(offset: Tensor) -> Float[Tensor, "k h w 3"]:
+        return rearrange(surface + offset * change, "k (h w) c -> k h w c", h=len(depth))
 
-    seen = looked_up(offsets[0])[1] & looked_up(offsets[-1])[1]  # and between: what a camera sees is convex
+    def shows(offset: Tensor) -> Bool[Tensor, "k h w"]:
+        x, y, z = image(offset).unbind(-1)
+        return (x.abs() < z) & (y.abs() < z)
+
+    seen = shows(offsets[0]) & shows(offsets[-1])  # and between: what a camera sees is convex
+    better = max(len(pictures) // 2, 1)
+    known, counted = seen.sum(0) >= FEWEST, seen.sum(0).clamp(1, better)
     costs = []
     for offset in offsets:
-        colours = grid_sample(pictures, looked_up(offset)[0], align_corners=False, padding_mode="border")
+        x, y, z = image(offset).unbind(-1)
+        grid = torch.stack([x / z, y / z], dim=-1)
+        colours = grid_sample(pictures, grid, align_corners=False, padding_mode="border")
         difference = (colours - picture).square().mean(1).clamp(max=DIFFERENT)
         difference = avg_pool2d(difference[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-        found = torch.where(seen, difference, torch.nan).sort(0).values[: max(len(pictures) // 2, 1)]
-        costs.append(torch.where(seen.sum(0) >= FEWEST, found.nanmean(0), DIFFERENT))
+        least = in_order(torch.where(seen, difference, torch.inf))[:better]
+        found = torch.where(least < torch.inf, least, 0.0).sum(0) / counted
+        costs.append(torch.where(known, found, DIFFERENT))
     return torch.stack(costs)
+
+
+def in_order(values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+    """Sorted along the first axis, by exchanges of neighbours for all pixels at once: for a dozen pictures a
+    tenth of `torch.sort`'s time."""
+    values, k = values.clone(), len(values)
+    for turn in range(k):
+        first, second = values[turn % 2 : k - 1 : 2], values[turn % 2 + 1 :: 2]
+        less = torch.minimum(first, second)
+        torch.maximum(first, second, out=second)
+        first.copy_(less)
+    return values
 
 
 def likely_offsets(

@@ -12,6 +12,7 @@ from recon3d.stereo import (
     bends,
     corrected_depths,
     flattened,
+    in_order,
     likely_offsets,
     neighbours,
     smoothed,
@@ -61,6 +62,36 @@ def test_pictures_without_texture_say_nothing_about_depth_up_to_their_borders(sw
     for i in (0, 5):
         costs = swept_costs(plain[i], cameras[i], depth[i], offsets, plain[near[i]], cameras[near[i]])
         assert likely_offsets(costs, offsets)[0].abs().max() < 1e-6
+
+
+def test_costs_are_what_projecting_each_offset_by_itself_gives(sweep):
+    """Places move linearly along a ray in what a camera sees before it divides by depth."""
+    frames, cameras, depth = sweep
+    pictures, offset = frames.permute(0, 3, 1, 2).float() / 255, torch.tensor([-0.1, 0.07, 0.1])
+    near = neighbours(cameras, CENTRE, 6)[0]
+    costs = swept_costs(pictures[0], cameras[0], depth[0], offset, pictures[near], cameras[near])
+    differences, seen = [], []
+    for each in offset:
+        points = cameras[0].unproject((depth[0] + each)[None]).reshape(-1, 3)
+        grid = (cameras[near].project(points)[0] / 24 - 1).reshape(6, 48, 48, 2)
+        looked_up = torch.nn.functional.grid_sample(
+            pictures[near], grid, align_corners=False, padding_mode="border"
+        )
+        differences.append((looked_up - pictures[0]).square().mean(1).clamp(max=0.05))
+        seen.append((grid.abs() < 1).all(-1))
+    pooled = torch.nn.functional.avg_pool2d(differences[1], 3, 1, 1, count_include_pad=False)
+    wanted = torch.where(seen[0] & seen[2], pooled, torch.nan).sort(0).values[:3].nanmean(0)
+    many = (seen[0] & seen[2]).sum(0) >= 2
+    assert many.float().mean() > 0.5
+    assert torch.allclose(costs[1][many], wanted[many], atol=1e-4)
+    assert (costs[1][~many] == 0.05).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_exchanges_of_neighbours_sort(count):
+    values = torch.rand(count, 7, 5, generator=torch.Generator().manual_seed(count))
+    values[values > 0.8] = torch.inf
+    assert torch.equal(in_order(values), values.sort(0).values)
 
 
 def test_depth_that_other_views_contradict_is_dropped(sweep):

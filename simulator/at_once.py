@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from simulator.canvas import Canvas
 from simulator.conditions import Conditioner
@@ -18,6 +19,8 @@ from simulator.video import Frames, to_uint8, to_unit
 
 DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
 TOGETHER = 16  # pictures that are made in one batch
+Lead = Callable[[Noisy, Levels], Noisy]
+"""What moves the data that is predicted at these noise levels, before the sampler goes on."""
 
 
 def frames_at_once(
@@ -54,16 +57,18 @@ def pictures_at_once(
     noise: Noisy,
     conditions: Conditions,
     steps: int,
-    guidance: float,
+    guidance: Float[Tensor, " b"],
     told: bool,
+    lead: Callable[[slice], Lead | None] = lambda rows: None,
 ) -> tuple[Noisy, Float[np.ndarray, " b"]]:
     """Single frames from noise alone, in batches: clean latents, and the mean squared error that the network
-    expects of its first guess at each. told: see `made_at_once`."""
+    expects of its first guess at each. told, lead (here that of some rows): see `made_at_once`."""
     latents, errors = [], []
     for at in range(0, len(noise), TOGETHER):
-        part, own = noise[at : at + TOGETHER], Conditions(*(each[at : at + TOGETHER] for each in conditions))
-        level = torch.ones(len(part), 1, device=part.device)
-        clean, first = made_at_once(transformer, part, level, own, steps, guidance, told=told)
+        here = slice(at, at + TOGETHER)
+        part, own = noise[here], Conditions(*(each[here] for each in conditions))
+        level, how = torch.ones(len(part), 1, device=part.device), (steps, guidance[here, *[None] * 4])
+        clean, first = made_at_once(transformer, part, level, own, *how, told=told, lead=lead(here))
         latents.append(clean)
         errors.append(first.expected_error[: len(part)].numpy())
     return torch.cat(latents), np.concatenate(errors)
@@ -75,18 +80,20 @@ def made_at_once(
     start_level: Levels,
     conditions: Conditions,
     steps: int,
-    guidance: float = 1.0,
+    guidance: float | Float[Tensor, "b 1 1 1 1"] = 1.0,
     power: float = 1.0,
     told: bool = False,
     closed: bool = False,
     report: Callable[[], object] = lambda: None,
+    lead: Lead | None = None,
 ) -> tuple[Noisy, Prediction]:
     """Whole clips, every frame in sight of all others: clean latents, and the first call's prediction.
 
     told: the network is told how far each step goes (`WorldModelConfig.large_steps`). closed, report: see
-    `denoise`.
+    `denoise`. lead: what moves each prediction on.
     """
-    b, guide = len(noisy), guidance != 1 and bool(conditions.text_known.any())
+    pulls = bool((torch.as_tensor(guidance) != 1).any())
+    b, guide = len(noisy), pulls and bool(conditions.text_known.any())
     if guide:
         unprompted = conditions._replace(text_known=torch.zeros_like(conditions.text_known))
         conditions = Conditions(*(torch.cat(pair) for pair in zip(conditions, unprompted, strict=True)))
@@ -97,7 +104,8 @@ def made_at_once(
         found = transformer(
             noisy.repeat(rows, 1, 1, 1, 1), level.repeat(rows, 1), conditions, next_level=goes_to
         )
-        return found._replace(data=guided(found.data[:b], found.data[b:], guidance)) if guide else found
+        data = guided(found.data[:b], found.data[b:], guidance) if guide else found.data
+        return found._replace(data=lead(data, level) if lead else data)
 
     clean, first, _ = denoise(predict, noisy, start_level, steps, power, closed, report)
     return clean, first

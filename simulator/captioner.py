@@ -70,6 +70,10 @@ class Found(NamedTuple):
     floor: Float[Tensor, "b floors"]
     wall: Float[Tensor, "b walls"]
 
+    def of_row(self, row: int) -> Found:
+        """What was found in one picture."""
+        return Found(*(part[row : row + 1] for part in self))
+
 
 class Look(nn.Module):
     """One round: queries attend to all tokens of all frames, then think."""

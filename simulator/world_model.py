@@ -212,7 +212,7 @@ class WorldModel:
             return self.generate(from_draft(canvas, small), seed=seed, steps=steps, progress=progress)
         if legs := legs_of(self, canvas):
             return walked(self, canvas, legs, seed, steps, progress)
-        if self.tries_for(canvas) == 1:
+        if self.tries_for(canvas) == 1 and (len(canvas.frames) > 1 or not can_judge(canvas)):
             return self._at_once(canvas, canvas, seed, steps, progress)
         first = first_view(canvas)
         y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])

@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 import torch
 
+from probes.checker import Checker
+from probes.prompt_following import prompt_following
+from probes.subjects import held_out_swaps
 from recon3d.sweeps import orbit, revisit
 from simulator import canvas as tasks
 from simulator.captioner import seen_in
 from simulator.captions import parse, swap
-from simulator.choosing import agreement, can_judge, starting_with, tried_seeds
+from simulator.choosing import agreement, can_judge, led, starting_with, tried_seeds
 from simulator.world_model import WorldModel
 
 PROMPT = "a red ball left of a blue box on a wooden table"
@@ -50,6 +53,37 @@ def test_a_picture_agrees_with_its_own_caption_rather_than_with_a_changed_one(mo
             other = swap(caption, change, rng)[0]
         right.append(float(agreement(caption, found)) > float(agreement(other, found)))
     assert len(right) > 8 and np.mean(right) >= share
+
+
+def test_led_pictures_show_the_named_shapes_more_often_to_a_checker_that_did_not_lead_them(model):
+    swaps, checker = held_out_swaps(24, 31), Checker.load()
+    alone = WorldModel(model.config, model.tokenizer, model.transformer)
+    read = []
+    for each in (alone, model.trying(1)):
+        prompts = ([getattr(swap, name) for swap in swaps] for name in ("prompt", "changed_prompt"))
+        pictures = [each.start(said, "Orbit", [swap.seed for swap in swaps])[1][:, 0] for said in prompts]
+        found = {m.name: m.value for m in prompt_following(swaps, *pictures, checker)}
+        read.append(found)
+    assert read[1]["prompt_shape_read"] > read[0]["prompt_shape_read"] + 0.1
+    assert read[1]["prompt_colour_read"] > read[0]["prompt_colour_read"] - 0.05
+
+
+def test_what_is_led_agrees_more_and_all_else_stays_as_it_is(model):
+    """Rows without words, clean data, and latents of another size than the captioner reads."""
+    data = torch.randn(3, 1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    lead, level = led(model.captioner, [PROMPT, None, PROMPT]), torch.tensor([[1.0], [1.0], [0.0]])
+    moved = lead(data, level)
+    before, after = (agreement(PROMPT, model.captioner(each)) for each in (data, moved))
+    assert after[0] > before[0] + 1 and torch.equal(moved[1:], data[1:])
+    assert torch.equal(lead(torch.ones(3, 1, 16, 16, 16), level), torch.ones(3, 1, 16, 16, 16))
+    assert led(model.captioner, [None]) is None
+
+
+def test_words_that_do_not_pull_do_not_lead(model):
+    one, alone = model.trying(1), WorldModel(model.config, model.tokenizer, model.transformer)
+    for guidance in (1.0, 3.0):
+        frames = [each.start([PROMPT], "Orbit", [0], guidance=guidance)[1] for each in (one, alone)]
+        assert np.array_equal(*frames) == (guidance == 1)
 
 
 def test_the_best_of_several_is_one_of_them_and_agrees_most(model):

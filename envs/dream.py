@@ -112,7 +112,8 @@ class Dream(gymnasium.Env):
         model: a loaded model, to share between envs; `checkpoint` is then not read.
         step_limit: control steps after which an episode is truncated; the world's own where left out.
         tries: first pictures that are made of a prompt given to `reset`, of which the one that shows best
-            what it says is kept; the model's own number where left out. Prompts that are drawn get one.
+            what it says is kept; the model's own number where left out. Prompts that are drawn get one. The
+            captioner leads all of them.
     """
 
     # not a ClassVar: a dream of another env has that env's frames a second

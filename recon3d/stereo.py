@@ -93,8 +93,8 @@ def swept_costs(
 
 
 def in_order(values: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
-    """Sorted along the first axis, by exchanges of neighbours for all pixels at once: for a dozen pictures a
-    tenth of `torch.sort`'s time."""
+    """Numbers, none of them NaN, sorted along the first axis by exchanges of neighbours for all pixels at
+    once: for a dozen pictures in a fraction of `torch.sort`'s time."""
     values, k = values.clone(), len(values)
     for turn in range(k):
         first, second = values[turn % 2 : k - 1 : 2], values[turn % 2 + 1 :: 2]

@@ -20,7 +20,7 @@ from simulator.video import Frames, to_uint8, to_unit
 DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
 TOGETHER = 16  # pictures that are made in one batch
 Lead = Callable[[Noisy, Levels], Noisy]
-"""What moves the data that is predicted at these noise levels, before the sampler goes on."""
+"""What moves predicted data before the sampler goes on to these noise levels."""
 
 
 def frames_at_once(
@@ -59,16 +59,16 @@ def pictures_at_once(
     steps: int,
     guidance: Float[Tensor, " b"],
     told: bool,
-    lead: Callable[[slice], Lead | None] = lambda rows: None,
+    lead_of: Callable[[slice], Lead | None] = lambda rows: None,
 ) -> tuple[Noisy, Float[np.ndarray, " b"]]:
     """Single frames from noise alone, in batches: clean latents, and the mean squared error that the network
-    expects of its first guess at each. told, lead (here that of some rows): see `made_at_once`."""
+    expects of its first guess at each. told, and the lead of some rows: see `made_at_once`."""
     latents, errors = [], []
     for at in range(0, len(noise), TOGETHER):
         here = slice(at, at + TOGETHER)
         part, own = noise[here], Conditions(*(each[here] for each in conditions))
-        level, how = torch.ones(len(part), 1, device=part.device), (steps, guidance[here, *[None] * 4])
-        clean, first = made_at_once(transformer, part, level, own, *how, told=told, lead=lead(here))
+        level, pull = torch.ones(len(part), 1, device=part.device), guidance[here, None, None, None, None]
+        clean, first = made_at_once(transformer, part, level, own, steps, pull, told=told, lead=lead_of(here))
         latents.append(clean)
         errors.append(first.expected_error[: len(part)].numpy())
     return torch.cat(latents), np.concatenate(errors)
@@ -105,7 +105,7 @@ def made_at_once(
             noisy.repeat(rows, 1, 1, 1, 1), level.repeat(rows, 1), conditions, next_level=goes_to
         )
         data = guided(found.data[:b], found.data[b:], guidance) if guide else found.data
-        return found._replace(data=lead(data, level) if lead else data)
+        return found._replace(data=lead(data, next_level) if lead else data)
 
     clean, first, _ = denoise(predict, noisy, start_level, steps, power, closed, report)
     return clean, first

@@ -42,7 +42,8 @@ class Canvas:
         actions: in [-1, 1], the one that leads from each latent step to the next, or None.
         cameras: one for each latent step (only their poses relative to the first count), or None.
         guidance: how strongly the prompt pulls (classifier-free guidance, Ho & Salimans 2022) on what is made
-            at once, first frames among it; 1 is not at all. What is walked follows the frames before.
+            at once, first frames among it (half as strongly where the captioner leads these, see `choosing`);
+            1 is not at all, nor are they led. What is walked follows the frames before.
         shot: the shot that each latent step belongs to, from 0 up; None: all to one.
         closed: the last latent step is the first, so that the clip plays in a loop.
     """

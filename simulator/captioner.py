@@ -148,6 +148,7 @@ def save_captioner(folder: Path, captioner: Captioner, tokenizer: Tokenizer, mad
     write_json(folder / CONFIG, {**values, "made": made})
 
 
+@torch.inference_mode(False)  # it may lead, which takes gradients
 def load_captioner(folder: Path, tokenizer: Tokenizer) -> Captioner:
     """The captioner of a folder, for this tokenizer.
 

@@ -1,10 +1,10 @@
 """First pictures that show what the words say: led there, and of several the best kept.
 
 The captioner reads pictures, and what counts is the probability that it gives to what the prompt says. While
-a picture is made, each prediction of it is moved up the gradient of that (classifier guidance, Dhariwal &
-Nichol 2021; of predicted data, Bansal et al. 2023, Universal guidance), and the network, which sees what
-became of it, makes a picture of it again. Then the best of n is kept, as DALL-E's pictures were chosen with
-CLIP (Ramesh et al. 2021, section 2.6).
+a picture is made, each prediction of it but the last is moved up the gradient of that (classifier guidance,
+Dhariwal & Nichol 2021; of predicted data, Bansal et al. 2023, Universal guidance), and the network makes a
+picture again of what became of it. Then the best of n is kept, as DALL-E's pictures were chosen with CLIP
+(Ramesh et al. 2021, section 2.6).
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from simulator.video import to_uint8
 from simulator.words import COLOURS, FLOORS, SHAPES, SIZES, WALLS
 
 TRIES = 4
-CLIMBS, STRIDE = 3, 6.0  # up the gradient for a prediction, and how far each goes from pure noise
-EASED = 0.5  # of the words' own pull, where the captioner leads
+CLIMBS = 3  # up the gradient for a prediction
+STRIDE = 5.0  # how far each goes, at pure noise, for 1 of pull beyond 1
+STEEPEST = 2.0  # norm of a gradient beyond which more does not count, or rounding grows into other pictures
+EASED = 0.5  # of the words' own pull beyond 1, where the captioner leads
 UNSURE, UNSURE_M = 0.1, 0.3  # of places: across, in half widths of the picture, and in depth
 
 
@@ -83,25 +85,24 @@ def _class(logits: Float[Tensor, "b k"], index: int) -> Float[Tensor, " b"]:
     return F.log_softmax(logits, dim=-1)[:, index]
 
 
-def led(captioner: Captioner, prompts: Sequence[str | None]) -> Lead | None:
-    """What moves predictions of pictures of these prompts (None: stays) up the gradient of what the captioner
-    thinks of them, the farther the noisier they are; None if nothing does, or the captioner, whose
-    cells are places, reads pictures of other sizes."""
+def led(captioner: Captioner, prompts: Sequence[str | None], strides: Float[Tensor, " b"]) -> Lead | None:
+    """What moves predictions of pictures of these prompts up the gradient of what the captioner thinks of
+    them, by strides that are shorter the less noise is left (None: stays, and if all do, nothing moves)."""
     told = [(row, prompt) for row, prompt in enumerate(prompts) if prompt is not None]
     if not told:
         return None
 
-    def moved(data: Noisy, level: Levels) -> Noisy:
-        if data.shape[-2:] != (captioner.config.grid,) * 2:
-            return data
+    def moved(data: Noisy, next_level: Levels) -> Noisy:
         with torch.inference_mode(False), torch.enable_grad():
-            at, far = data.clone().float(), STRIDE * level.clone()[..., None, None, None]
+            at, far = data.clone().float(), strides.clone()[:, None] * next_level.clone()
             for _ in range(CLIMBS):
                 at.requires_grad_(True)
                 found = captioner(at)
                 likely = torch.cat([agreement(prompt, found.of_row(row)) for row, prompt in told])
                 (gradient,) = torch.autograd.grad(likely.sum(), at)
-                at = at.detach() + far * gradient
+                steep = gradient.square().sum(dim=(1, 2, 3, 4)).sqrt()[:, None]
+                share = far / (steep / STEEPEST).clamp(min=1)
+                at = at.detach() + share[..., None, None, None] * gradient
         return at
 
     return moved
@@ -118,25 +119,26 @@ def best_latents(
     steps: int,
     told: bool,
 ) -> tuple[Latents, Float[np.ndarray, " b"]]:
-    """The latents of one picture a row, of so many tries the best, and the mean squared error that the
-    network expects of them. A row depends on its own request, conditions and seed alone. told: see
-    `made_at_once`."""
+    """The latents of one picture a row, led, of so many tries the best, and the mean squared error that the
+    network expects of them. A row depends on its own request, conditions and seed alone, but for rounding,
+    which leading makes more of (a grey level or two in all, here and there tens). told: see `made_at_once`."""
     tried = [seed for row in zip(seeds, tries, strict=True) for seed in tried_seeds(*row)]
     shape = (1, tokenizer.config.channels, *conditions.rays.shape[-2:])
     noise = row_noise(tried, 0, shape, conditions.rays.device)
     counts = torch.tensor(tries, device=noise.device)
     each = Conditions(*(part.repeat_interleave(counts, dim=0) for part in conditions))
-    prompts, pulls = [], []
-    for canvas, count in zip(asked, tries, strict=True):
-        leads = captioner is not None and canvas.guidance != 1 and can_judge(canvas)
-        prompts += [canvas.first_prompt if leads else None] * count
-        pulls += [1 + EASED * (canvas.guidance - 1) if leads else canvas.guidance] * count
+    rows = [canvas for canvas, count in zip(asked, tries, strict=True) for _ in range(count)]
+    # the captioner's cells are places, so it leads what has as many
+    readable = captioner is not None and shape[-2:] == (captioner.config.grid,) * 2
+    leads = [readable and canvas.guidance > 1 and can_judge(canvas) for canvas in rows]
+    prompts = [canvas.first_prompt if its else None for canvas, its in zip(rows, leads, strict=True)]
+    beyond = noise.new_tensor([canvas.guidance - 1 for canvas in rows])
+    pull = 1 + torch.where(torch.tensor(leads, device=noise.device), EASED, 1.0) * beyond
 
-    def lead(rows: slice) -> Lead | None:
-        return None if captioner is None else led(captioner, prompts[rows])
+    def lead_of(here: slice) -> Lead | None:
+        return None if captioner is None else led(captioner, prompts[here], STRIDE * beyond[here])
 
-    pull = torch.tensor(pulls, dtype=noise.dtype, device=noise.device)
-    latents, errors = pictures_at_once(transformer, noise, each, steps, pull, told, lead)
+    latents, errors = pictures_at_once(transformer, noise, each, steps, pull, told, lead_of)
     kept, first = [], 0
     for canvas, count in zip(asked, tries, strict=True):
         best = 0

@@ -43,11 +43,12 @@ Count = Annotated[
 Pull = Annotated[
     float,
     tyro.conf.arg(
-        help="how strongly the prompt pulls at first pictures and at what is made at once; 1 is not at all"
+        help="how strongly the prompt pulls at first pictures and at what is made at once; 1 is not at all, "
+        "nor does the captioner lead them"
     ),
 ]
 Tries = Annotated[
-    int, tyro.conf.arg(help="first pictures made from words, of which the captioner keeps the best")
+    int, tyro.conf.arg(help="first pictures made from words, led by the captioner, which keeps the best")
 ]
 Checkpoint = Annotated[str, tyro.conf.arg(help="'default' or a folder of `orrery train world`")]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from simulator.canvas import Canvas, from_draft
+from simulator.choosing import can_judge
 from simulator.precision import fast_precision
 from simulator.video import to_unit
 from simulator.walk import Leg, first_view, legs_of, meetings
@@ -65,10 +66,10 @@ def estimate(
         return replace(own, before=estimate(model, small, steps, clock=clock, always=always))
     if legs := legs_of(model, canvas):
         return _of_walk(model, canvas, legs, steps, clock, always)
-    if (tries := model.tries_for(canvas)) > 1:
-        return _of_tries(model, canvas, tries, steps, clock, always)
+    if model.captioner is not None and can_judge(canvas):
+        return _of_first(model, canvas, steps, clock, always)
     steps = steps or model.steps_for(canvas)
-    n, model = len(canvas.start_level), model.trying(1)
+    n, model = len(canvas.start_level), _alone(model)
     first = _first_frame(canvas)
     for _ in range(2):  # the first call also reads the prompt encoder and warms the caches
         one_s = _seconds(lambda: model.generate(first, steps=1), clock)
@@ -79,10 +80,9 @@ def estimate(
     return Estimate(steps, max(0.0, whole_s - rest_s), rest_s)
 
 
-def _of_tries(
+def _of_first(
     model: WorldModel,
     canvas: Canvas,
-    tries: int,
     steps: int | None,
     clock: Callable[[], float],
     always: bool,
@@ -98,8 +98,13 @@ def _of_tries(
     first = Estimate(calls, call_s, rest_s)
     if len(canvas.frames) == 1:
         return first
-    own = estimate(model.trying(1), canvas, steps, clock=clock, always=always)
-    return replace(own, before=first, first=f"{tries} first pictures")
+    own, tries = estimate(_alone(model), canvas, steps, clock=clock, always=always), model.tries_for(canvas)
+    return replace(own, before=first, first=f"{tries} first pictures" if tries > 1 else "the first picture")
+
+
+def _alone(model: WorldModel) -> WorldModel:
+    """The same weights without a captioner, to measure what it has no part in."""
+    return WorldModel(model.config, model.tokenizer, model.transformer, model.origins, model.in_bf16)
 
 
 def _of_walk(

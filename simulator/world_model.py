@@ -95,7 +95,7 @@ class WorldModel:
         tries: int = TRIES,
     ):
         self.config, self.in_bf16 = config, in_bf16
-        self.captioner, self.tries = captioner, tries  # without a captioner nobody can judge tries
+        self.captioner, self.tries = captioner, tries  # which leads first pictures and judges tries
         self.origins = origins or {}  # of the worlds that were recorded from other envs
         self.tokenizer, self.transformer = tokenizer.eval(), transformer.eval()
         self.worlds, self.time_step_s = config.worlds, config.time_step_s
@@ -165,7 +165,7 @@ class WorldModel:
         return self._with(config=dataclasses.replace(self.config, **changes))
 
     def trying(self, tries: int) -> WorldModel:
-        """The same weights, which make so many first pictures from words and keep the best (`choosing`)."""
+        """The same weights, which lead so many first pictures from words and keep the best (`choosing`)."""
         if tries < 1:
             raise ValueError(f"tries must be at least 1, got {tries}")
         return self._with(tries=tries)
@@ -201,8 +201,8 @@ class WorldModel:
 
         Pictures much larger than the training's are made smaller first, enlarged, re-noised and made again
         where they were not held (as SDEdit does, Meng et al. 2022). From words alone several first frames
-        are made, and the one is kept that shows best what they say (`choosing`). What follows on known
-        frames, and sweeps that a world's actions lead through, are dreamt step by step (`walk`).
+        are made, led to what they say, and the one is kept that shows it best (`choosing`). What follows on
+        known frames, and sweeps that a world's actions lead through, are dreamt step by step (`walk`).
 
         Raises ValueError, before any work, for a canvas that cannot be made (`check`).
         """
@@ -212,7 +212,7 @@ class WorldModel:
             return self.generate(from_draft(canvas, small), seed=seed, steps=steps, progress=progress)
         if legs := legs_of(self, canvas):
             return walked(self, canvas, legs, seed, steps, progress)
-        if self.tries_for(canvas) == 1 and (len(canvas.frames) > 1 or not can_judge(canvas)):
+        if self.captioner is None or not can_judge(canvas):
             return self._at_once(canvas, canvas, seed, steps, progress)
         first = first_view(canvas)
         y, x = (side // self.tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
@@ -235,7 +235,7 @@ class WorldModel:
     def _first_latents(
         self, asked: Sequence[Canvas], conditions: Conditions, seeds: Sequence[int], steps: int | None
     ) -> tuple[Latents, Float[np.ndarray, " b"]]:
-        """A picture from words a row (of several the best), and the mean squared error expected of it."""
+        """A picture from words a row, led, of several the best, and the mean squared error expected of it."""
         parts, tries = (self.captioner, self.tokenizer, self.transformer), [*map(self.tries_for, asked)]
         how = (tries, steps or self.steps_for(asked[0]), self._tells(asked[0]))
         return best_latents(*parts, asked, conditions, seeds, *how)

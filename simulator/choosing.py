@@ -121,7 +121,7 @@ def best_latents(
 ) -> tuple[Latents, Float[np.ndarray, " b"]]:
     """The latents of one picture a row, led, of so many tries the best, and the mean squared error that the
     network expects of them. A row depends on its own request, conditions and seed alone, but for rounding,
-    which leading makes more of (a grey level or two in all, here and there tens). told: see `made_at_once`."""
+    which leading makes more of (a grey level or two, in places tens). told: see `made_at_once`."""
     tried = [seed for row in zip(seeds, tries, strict=True) for seed in tried_seeds(*row)]
     shape = (1, tokenizer.config.channels, *conditions.rays.shape[-2:])
     noise = row_noise(tried, 0, shape, conditions.rays.device)

@@ -1,8 +1,9 @@
 """Many dreams as one `gymnasium.vector.VectorEnv`: one batched forward steps them all.
 
 Row i dreams what `orrery/Dream-v0` dreams alone from the same seed, whatever its mates do, up to the rounding
-of matrix products of another batch size (about one grey level while a rollout is short). Rows begin and end
-on their own; a fresh row joins the others' forward at once.
+of matrix products of another batch size (about one grey level while a rollout is short, and more in places of
+a picture that was led to its words). Rows begin and end on their own; a fresh row joins the others' forward
+at once.
 """
 
 from collections.abc import Collection, Sequence

@@ -77,6 +77,7 @@ class Rebuilt:
     cameras: Cameras
     measurements: list[Measurement]
     reconstruction: nerf.Reconstruction
+    preset: Preset
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def rebuild(video: Frames, cameras: Cameras, preset: Preset, seed: int) -> Rebui
     measurements = consistency(video, cameras, reconstruct)
     if not kept:
         reconstruct(torch.from_numpy(video), cameras)
-    return Rebuilt(video, cameras, measurements, kept[0])
+    return Rebuilt(video, cameras, measurements, kept[0], preset)
 
 
 def drop(model: WorldModel, seed: int, count: int) -> Falls:
@@ -320,7 +321,9 @@ def _asset(folder: Path, who: str, suffix: str, rebuilt: Rebuilt, section: str) 
     """The sweep's depth maps, pictures of its mesh, and the mesh as a file unless it is empty."""
     shown = rebuilt.cameras[list(SHOWN_VIEWS)]
     depth = rebuilt.reconstruction.render(shown).depth.cpu().numpy()
-    surface = mesh.cleaned(rebuilt.reconstruction.mesh(progress=True))
+    how = {"side": 64, "views": 20} if rebuilt.preset == "tiny" else {}
+    maps = rebuilt.reconstruction.depth_maps(**how, progress=True)
+    surface = mesh.cleaned(rebuilt.reconstruction.mesh(maps=maps))
     large = shown.resized(PICTURE_SCALE * shown.height, PICTURE_SCALE * shown.width)
     views = ", ".join(f"{360 * k // VIEWS}°" for k in SHOWN_VIEWS)
     pictures = {

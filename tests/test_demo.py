@@ -55,7 +55,7 @@ def test_the_demo_leaves_a_whole_report_and_never_calls_the_network(tmp_path, mo
 
 
 def test_a_prompt_becomes_a_capture_of_a_whole_turn_that_is_nearly_one_scene(capsys):
-    capture = orrery.dream_the_prompt("a red ball", 0)
+    capture = orrery.dream_the_prompt("a red mug on a wooden table", 0)
     asked = orbit(orrery.SWEEP_VIEWS)
     assert capture.metric and torch.equal(capture.cameras.c2w, asked.c2w)
     scores = nerf.reconstruct(capture.frames, capture.cameras, "tiny").held_out

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell $(p) -c \
   'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 OUT ?= demo
-# test processes, one thread each
+# test processes, one thread each; files in order, as their slow ones would come last otherwise
 WORKERS ?= 2
 export MUJOCO_GL ?= egl
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/orrery demo --out $(OUT)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -43,6 +43,7 @@ COST_ONLY = (
     "A step is one control step of each row, decoded. Times and multiply-adds compare cost only: the dream\n"
     "without cache runs our weights; a peer has random weights, which say nothing of its quality."
 )
+What = Literal["all", "dream", "worlds", "nerf", "peers", "estimate", "scenes", "poses", "scaling"]
 FORETOLD_STEPS = (1, 8, 16, 32)  # latent steps of the generations whose time is foretold
 
 
@@ -101,9 +102,7 @@ RECONSTRUCTIONS = ("all", "nerf", "scenes", "poses", "scaling")
 
 def bench(
     checkpoint: str = "default",
-    what: Literal[
-        "all", "dream", "worlds", "nerf", "peers", "estimate", "scenes", "poses", "scaling"
-    ] = "all",
+    what: What = "all",
     steps: int = 20,
     turns: int = 5,
     batch: int = 16,
@@ -118,6 +117,7 @@ def bench(
     scenes: int = 10,
     size: int = 128,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> int:
     """Speed of the dream, of the reference worlds and of the NeRF beside nerfacto, in one run.
 
@@ -139,7 +139,8 @@ def bench(
         nerfacto_minutes: let nerfacto train so long and say how much sooner our NeRF reaches its best.
         scenes: how many scenes are rebuilt or filmed; their seeds follow one another.
         size: height (and width) of the pictures of scenes and poses.
-        device: of the dream: cpu, or cuda."""
+        device: of the dream: cpu, or cuda.
+        compiled: also time one row's dream in compiled code: minutes to make it, and a C++ compiler."""
     counts = {"steps": [steps], "turns": [turns], "batch": [batch], "scenes": [scenes], "size": [size]}
     for name, values in (counts | {"sizes": sizes, "rows": rows, "threads": threads}).items():
         if min(values, default=0) < 1:
@@ -149,7 +150,7 @@ def bench(
     where, before = device_named(device), os.getloadavg()[0]
     contestants: list[Contestant] = []
     if what in ("all", "dream"):
-        contestants += dream_contestants(WorldModel.load(checkpoint, where), steps, batch, seed)
+        contestants += dream_contestants(WorldModel.load(checkpoint, where), steps, batch, seed, compiled)
     if what == "peers" or (what == "all" and peer):
         grid = (sizes, rows, threads) if what == "peers" else ((64,), (1,), (1, 2))
         contestants += peer_contestants(WorldModel.load(checkpoint), peer, *grid, steps, seed)
@@ -179,16 +180,25 @@ def machine_of(device: str) -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}{gpu}"
 
 
-def dream_contestants(model: WorldModel, steps: int, batch: int, seed: int) -> list[Contestant]:
+def dream_contestants(
+    model: WorldModel, steps: int, batch: int, seed: int, compiled: bool
+) -> list[Contestant]:
     """The dream's Room, decode included: one row and `batch` rows on 1 and, where the CPU does the work, on 2
-    threads, in fp32 and in bf16; and where actions do not pull, which saves a call a step."""
-    found, threadings = [], (1, 2) if model.device.type == "cpu" else (1,)
-    plain = model.with_config(word_guidance={}, action_guidance={})
-    kinds = {"": model, ", not pulled": plain, ", bf16": model.faster(), ", not pulled, bf16": plain.faster()}
-    for (said, kind), rows, threads in product(kinds.items(), (1, batch), threadings):
+    threads, in fp32 and in bf16; where actions do not pull, which saves a call a step; and one row in
+    `compiled` code."""
+    threadings = (1, 2) if model.device.type == "cpu" else (1,)
+    plain, fast = model.with_config(word_guidance={}, action_guidance={}), model.faster()
+    kinds = {"": model, ", not pulled": plain, ", bf16": fast, ", not pulled, bf16": plain.faster()}
+    some = [(said, kind, rows) for (said, kind), rows in product(kinds.items(), (1, batch))]
+    if compiled:
+        some += [(", compiled", model.compiled(), 1), (", compiled, bf16", fast.compiled(), 1)]
+    found, before = [], torch.get_num_threads()
+    for (said, kind, rows), threads in product(some, threadings):
+        torch.set_num_threads(threads)  # for which code is made
         rollout = DreamRollout(kind, rows, seed)
         name = f"dream Room {model.height}x{model.width}, {rows} row{'s' * (rows > 1)}{said}"
         found.append(Contestant(name, threads, rollout.advance, steps, rows, rollout.multiply_adds()))
+    torch.set_num_threads(before)
     return found
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from simulator.attention import axis_widths, rope, rotate
 from simulator.flow import Levels
@@ -55,3 +56,12 @@ def shifted(memory: Memory, frames: int) -> Memory:
     later = torch.tensor([[frames, 0, 0]], dtype=torch.float32, device=keys.device)
     turn = rope(later, axis_widths(keys.shape[-1])).expand(keys.shape[2], -1, -1)
     return memory._replace(layers=[layer._replace(keys=rotate(layer.keys, turn)) for layer in memory.layers])
+
+
+def padded(memory: Memory, wanted: int) -> Memory:
+    """The memory with nothing before its first frame, so that it seems `wanted` tokens long."""
+    more = wanted - memory.layers[0].keys.shape[2]
+    if not more:
+        return memory
+    layers = [KeysValues(*(pad(values, (0, 0, more, 0)) for values in layer)) for layer in memory.layers]
+    return memory._replace(layers=layers)

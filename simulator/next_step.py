@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,11 +12,12 @@ from simulator.cache import extended, first_frame_of
 from simulator.conditions import led_by
 from simulator.flow import Levels
 from simulator.state import State, visible
-from simulator.transformer import Before, Conditions, Prediction, Transformer
+from simulator.transformer import Before, Conditions, Prediction
 
 
 def next_step(
-    transformer: Transformer,
+    forward: Callable[..., Prediction],
+    window: int,
     state: State,
     conditions: Conditions,
     noisy: Tensor,
@@ -27,10 +29,11 @@ def next_step(
     and the state in which the fresh one is remembered.
 
     noisy, level, next_level, conditions: of one frame, or of several takes of it, which do not see one
-    another and whose words are the same. told: whether the network is told where the step leads. The
-    prediction is of the takes, its memory of the first.
+    another and whose words are the same. forward: `Transformer.forward`. window: frames that a rollout sees.
+    told: whether the network is told where the step leads. The prediction is of the takes, its memory of the
+    first.
     """
-    window, fresh, takes = transformer.config.window, state.fresh, noisy.shape[1]
+    fresh, takes = state.fresh, noisy.shape[1]
     latents, levels, goals = noisy, level, next_level if told else None
     places = [float(state.frame)] * takes
     before = [state.memory[1:]] * takes
@@ -39,7 +42,7 @@ def next_step(
         goals = None if goals is None else torch.cat([fresh.noise_level, goals], dim=1)
         conditions = led_by(fresh, conditions)
         places, before = [places[0] - 1, *places], [state.memory[1:], *[fresh[:2]] * takes]
-    found = transformer(
+    found = forward(
         latents,
         levels,
         conditions,

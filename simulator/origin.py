@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from simulator.actions import OWN
 from simulator.clips import Episode
@@ -47,3 +49,11 @@ def origin_of(first: Episode, prompted: bool, rewards: Iterable[np.ndarray]) -> 
         return None
     scale = max(1.0, float(np.sqrt((np.concatenate(list(rewards)) ** 2).mean())))
     return Origin(**{name: values[name] for name in NATURE}, prompted=prompted, reward_scale=scale)
+
+
+def reward_scales(
+    origins: Mapping[str, Origin], names: Sequence[str], worlds: Int[Tensor, " b"]
+) -> Float[np.ndarray, " b"]:
+    """What each row's learned reward is multiplied with. names: of the worlds, by number from 1 on."""
+    rows = [(None, *names)[world] for world in worlds.tolist()]
+    return np.array([origins[name].reward_scale if name in origins else 1.0 for name in rows], np.float32)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from simulator.cache import KeysValues, Memory, shifted
+from simulator.cache import KeysValues, Memory, padded, shifted
 from simulator.tokenizer import Past
 
 FARTHEST = 1024
@@ -126,7 +126,7 @@ def stacked(states: Sequence[State]) -> State:
     frame = max(s.frame for s in states)
     frame = frame if frame <= FARTHEST else kept + bool(fresh)
     longest = max(s.memory.layers[0].keys.shape[2] for s in states)
-    memories = [_padded(shifted(s.memory, frame - s.frame), longest) for s in states]
+    memories = [padded(shifted(s.memory, frame - s.frame), longest) for s in states]
     decoders = [s.decoder for s in states if s.decoder is not None]
     carried = [past.before for past in decoders if past.before is not None]
     layers = [
@@ -151,12 +151,3 @@ def stacked(states: Sequence[State]) -> State:
         frame=frame,
         kept=kept,
     )
-
-
-def _padded(memory: Memory, wanted: int) -> Memory:
-    """The memory with nothing before its first frame, so that it seems `wanted` tokens long."""
-    more = wanted - memory.layers[0].keys.shape[2]
-    if not more:
-        return memory
-    layers = [KeysValues(*(pad(values, (0, 0, more, 0)) for values in layer)) for layer in memory.layers]
-    return memory._replace(layers=layers)

@@ -8,6 +8,7 @@ saving it.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +37,14 @@ from simulator.captioner import Captioner, captioner_for
 from simulator.carry import begun
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_world_model
 from simulator.choosing import TRIES, best_latents, can_judge, starting_with
+from simulator.compiled import networks
 from simulator.conditions import Conditioner, in_turn
 from simulator.devices import device_named
 from simulator.flow import Levels, add_noise
 from simulator.guidance import pull_of
 from simulator.memory import check_attention
 from simulator.next_step import next_step
-from simulator.origin import Origin
+from simulator.origin import Origin, reward_scales
 from simulator.precision import inference, rounded
 from simulator.sampling import denoise, row_noise
 from simulator.state import State, Steps, rows, stacked
@@ -93,11 +95,13 @@ class WorldModel:
         in_bf16: bool = False,
         captioner: Captioner | None = None,
         tries: int = TRIES,
+        in_compiled_code: bool = False,
     ):
-        self.config, self.in_bf16 = config, in_bf16
+        self.config, self.in_bf16, self.in_compiled_code = config, in_bf16, in_compiled_code
         self.captioner, self.tries = captioner, tries  # which leads first pictures and judges tries
         self.origins = origins or {}  # of the worlds that were recorded from other envs
         self.tokenizer, self.transformer = tokenizer.eval(), transformer.eval()
+        self._networks = networks(transformer, tokenizer, in_compiled_code)  # of control steps
         self.worlds, self.time_step_s = config.worlds, config.time_step_s
         self.height, self.width = config.height, config.width
 
@@ -171,7 +175,7 @@ class WorldModel:
         return self._with(tries=tries)
 
     def _with(self, **changes: Any) -> WorldModel:
-        names = ("config", "tokenizer", "transformer", "origins", "in_bf16", "captioner", "tries")
+        names = inspect.signature(WorldModel).parameters
         return WorldModel(**{name: getattr(self, name) for name in names} | changes)
 
     def faster(self) -> WorldModel:
@@ -179,6 +183,11 @@ class WorldModel:
         What one row dreams then depends a little on the rows beside it, as sums are rounded."""
         tokenizer, transformer = rounded(self.tokenizer, self.device), rounded(self.transformer, self.device)
         return self._with(tokenizer=tokenizer, transformer=transformer, in_bf16=True)
+
+    def compiled(self) -> WorldModel:
+        """The same with control steps in compiled code, for one or a few rows: a minute to make when it is
+        first needed. Raises ValueError if there is no C++ compiler."""
+        return self._with(in_compiled_code=True)
 
     @property
     def size_unit(self) -> int:
@@ -271,12 +280,11 @@ class WorldModel:
     ) -> tuple[State, UInt8[np.ndarray, "b 1 h w 3"], Float[np.ndarray, " b"]]:
         """Begin one dream a row: from its prompt alone, or from a picture. Returns state, first frame and
         uncertainty (0 of a picture that was given, or drafted smaller as `generate` does)."""
-        if images is not None:
-            height, width = images.shape[1:3]
-        height, width = height or self.height, width or self.width
-        check_size(height, width, self.size_unit)
-        ids, size = self.conditioner.world_ids([world] * len(prompts)), (height, width)
-        return self._begin(prompts, ids, seeds, *size, images, guidance)
+        own = height or self.height, width or self.width
+        y, x = own if images is None else images.shape[1:3]
+        check_size(y, x, self.size_unit)
+        ids = self.conditioner.world_ids([world] * len(prompts))
+        return self._begin(prompts, ids, seeds, y, x, images, guidance)
 
     @inference
     def restart(
@@ -351,12 +359,11 @@ class WorldModel:
         guess, on top of what is left of earlier steps')."""
         conditions = self._step_conditions(state, actions)
         settled, latents, first, last = self._new_latents(state, conditions, draft)
-        made = self.config.commit
-        state = self._made(settled, conditions, latents) if made else self._kept(settled, last)
+        state = self._made(settled, conditions, latents) if self.config.commit else self._kept(settled, last)
         doubts = DOUBT_KEPT * np.array(state.doubts) + first.expected_error.numpy()
-        video, decoder = self.tokenizer.decode_stream(latents, state.decoder)
+        video, decoder = self._networks.decode_stream(latents, state.decoder)
         state = dataclasses.replace(state, doubts=tuple(doubts.tolist()), decoder=decoder)
-        reward = last.reward[:, 0].cpu().numpy() * self._reward_scales(state)
+        reward = last.reward[:, 0].cpu().numpy() * reward_scales(self.origins, self.worlds, state.world)
         terminated = (last.terminated[:, 0] > 0).cpu().numpy()
         return state, to_uint8(video), reward, terminated, np.sqrt(doubts).astype(np.float32)
 
@@ -381,12 +388,6 @@ class WorldModel:
         _, decoder = self.tokenizer.decode_stream(latents, state.decoder, shown)
         return dataclasses.replace(state, decoder=decoder, doubts=(0.0,) * len(state.seeds))
 
-    def _reward_scales(self, state: State) -> Float[np.ndarray, " b"]:
-        """What each row's learned reward is multiplied with."""
-        names = [(None, *self.worlds)[world] for world in state.world.tolist()]
-        scales = [self.origins[name].reward_scale if name in self.origins else 1.0 for name in names]
-        return np.array(scales, np.float32)
-
     def _step_conditions(
         self, state: State, actions: Float[np.ndarray, "b a"] | Float[Tensor, "b 1 wide"] | None
     ) -> Conditions:
@@ -406,7 +407,7 @@ class WorldModel:
     ) -> tuple[State, Prediction]:
         """See `next_step`."""
         how = (noisy, level, next_level, self.config.large_steps)
-        return next_step(self.transformer, state, conditions, *how)
+        return next_step(self._networks.forward, self.transformer.config.window, state, conditions, *how)
 
     def _both(
         self, state: State, one: Conditions, other: Conditions, noisy: Tensor, level: Levels, goal: Levels

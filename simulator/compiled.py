@@ -9,7 +9,7 @@ and threads, and for steps that pull or remember otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,7 +32,6 @@ from simulator.video import Video
 
 Given = TypeVar("Given")
 WORDS = 32  # tokens of a prompt are filled up to a multiple of this
-HOW: dict[str, Any] = {"dynamic": False, "options": {"freezing": True}}
 
 
 class Networks(NamedTuple):
@@ -50,6 +49,7 @@ def networks(transformer: Transformer, tokenizer: Tokenizer, in_compiled_code: b
     if not in_compiled_code:
         return Networks(transformer, tokenizer.decode_stream)
     # slow to import
+    import torch._inductor.config as inductor
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -60,8 +60,8 @@ def networks(transformer: Transformer, tokenizer: Tokenizer, in_compiled_code: b
             "compiled steps need a C++ compiler, found none; install g++ (Debian, Ubuntu: apt install g++), "
             "or set CXX to one"
         ) from error
-    forward = torch.compile(transformer.forward, **HOW)
-    decode_stream = torch.compile(tokenizer.decode_stream, **HOW)
+    forward = torch.compile(transformer.forward, dynamic=False)
+    decode_stream = torch.compile(tokenizer.decode_stream, dynamic=False)
 
     def like_any_other(
         latents: Latents,
@@ -76,10 +76,12 @@ def networks(transformer: Transformer, tokenizer: Tokenizer, in_compiled_code: b
     ) -> Prediction:
         visible, past = _filled(latents, visible, past, transformer.config)
         given = (latents, noise_level, _worded(conditions), visible, frames, past, next_level, False, before)
-        return forward(*_alike(given), drawn)  # type: ignore[reportCallIssue]
+        with inductor.patch(freezing=True):  # as an option of torch.compile it would come too late
+            return forward(*_alike(given), drawn)  # type: ignore[reportCallIssue]
 
     def decoded(latents: Latents, past: Past | None) -> tuple[Video, Past]:
-        return decode_stream(*_alike((latents, past)))
+        with inductor.patch(freezing=True):
+            return decode_stream(*_alike((latents, past)))
 
     return Networks(like_any_other, decoded)
 

@@ -25,8 +25,8 @@ WORDS = (
 def small_model() -> WorldModel:
     """Random weights in every path, full layers; steps go to the mean and actions pull."""
     torch.manual_seed(0)
-    transformer = Transformer(replace(PRESETS["tiny"], layers=2, full_every=1, window=WINDOW))
-    tokenizer = Tokenizer(TOKENIZERS["tiny"])
+    transformer = Transformer(replace(PRESETS["tiny"], layers=1, full_every=1, window=WINDOW))
+    tokenizer = Tokenizer(replace(TOKENIZERS["tiny"], outer_blocks=1, carry_width=0))  # else twice as long
     with torch.no_grad():
         for parameter in (*transformer.parameters(), *tokenizer.parameters()):
             parameter.add_(0.05 * torch.randn(parameter.shape))

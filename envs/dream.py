@@ -275,7 +275,8 @@ class Dream(gymnasium.Env):
     def info(
         self, prompt: str | None, frames: UInt8[np.ndarray, "f h w 3"], uncertainty: float
     ) -> dict[str, Any]:
-        """What `reset` and `step` tell beside the observation."""
+        """What `reset` and `step` tell beside the observation. uncertainty: root mean square error that is
+        expected of the last frame, in grey levels (0 to 255)."""
         padded = np.zeros((self.frames_per_step, self.height, self.width, 3), np.uint8)
         padded[: len(frames)] = frames
         return {

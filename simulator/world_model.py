@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from simulator import doubt
 from simulator.at_once import DETERMINED_POWER, frames_at_once
 from simulator.cache import extended
 from simulator.canvas import (
@@ -72,9 +73,6 @@ class WorldModelConfig:
     # how strongly words, or actions in the end, pull on a rollout's steps, by world; 1, or none: not at all
     word_guidance: dict[str, float] = field(default_factory=dict)
     action_guidance: dict[str, float] = field(default_factory=dict)
-
-
-DOUBT_KEPT = 0.95  # of the error expected so far, from one latent step to the next
 
 
 class VideoModel(Protocol):
@@ -335,7 +333,7 @@ class WorldModel:
             uncertainty = np.zeros(b, np.float32)
         else:
             latents, errors = self._first_latents(first, conditions, seeds, None)
-            uncertainty = np.sqrt(errors, dtype=np.float32)
+            uncertainty = doubt.expected_error(errors)
         state = self._made(state, conditions, latents)
         state = state if self.config.commit else self._settled(state)
         video, decoder = self.tokenizer.decode_stream(latents, None)
@@ -354,18 +352,18 @@ class WorldModel:
         Float[np.ndarray, " b"],
     ]:
         """One control step of every row, under actions or (None) whatever may happen, from noise or a draft:
-        new state, its frames, reward, terminated, and uncertainty (the error that the model expects by now,
-        root mean square in units of the latents' standard deviation: what it expects of this step's first
-        guess, on top of what is left of earlier steps')."""
+        new state, its frames, reward, terminated, and uncertainty (the error that is expected of its last
+        frame, root mean square in grey levels: `doubt.py`)."""
         conditions = self._step_conditions(state, actions)
         settled, latents, first, last = self._new_latents(state, conditions, draft)
         state = self._made(settled, conditions, latents) if self.config.commit else self._kept(settled, last)
-        doubts = DOUBT_KEPT * np.array(state.doubts) + first.expected_error.numpy()
+        doubts = doubt.KEPT * np.array(state.doubts) + first.expected_error.numpy()
         video, decoder = self._networks.decode_stream(latents, state.decoder)
         state = dataclasses.replace(state, doubts=tuple(doubts.tolist()), decoder=decoder)
         reward = last.reward[:, 0].cpu().numpy() * reward_scales(self.origins, self.worlds, state.world)
         terminated = (last.terminated[:, 0] > 0).cpu().numpy()
-        return state, to_uint8(video), reward, terminated, np.sqrt(doubts).astype(np.float32)
+        uncertainty = doubt.expected_error(doubts, video, decoder)
+        return state, to_uint8(video), reward, terminated, uncertainty
 
     @inference
     def observe(

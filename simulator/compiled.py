@@ -8,6 +8,7 @@ and threads, and for steps that pull or remember otherwise.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -31,6 +32,7 @@ from simulator.transformer import (
 from simulator.video import Video
 
 Given = TypeVar("Given")
+MAKING = "making code for control steps of rows: {rows}, threads: {threads}; this takes about a minute"
 WORDS = 32  # tokens of a prompt are filled up to a multiple of this
 
 
@@ -60,6 +62,7 @@ def networks(transformer: Transformer, tokenizer: Tokenizer, in_compiled_code: b
             "compiled steps need a C++ compiler, found none; install g++ (Debian, Ubuntu: apt install g++), "
             "or set CXX to one"
         ) from error
+    made: set[tuple] = set()  # kinds of steps that there is code for
     forward = torch.compile(transformer.forward, dynamic=False)
     decode_stream = torch.compile(tokenizer.decode_stream, dynamic=False)
 
@@ -75,7 +78,12 @@ def networks(transformer: Transformer, tokenizer: Tokenizer, in_compiled_code: b
         drawn: int,
     ) -> Prediction:
         visible, past = _filled(latents, visible, past, transformer.config)
-        given = (latents, noise_level, _worded(conditions), visible, frames, past, next_level, False, before)
+        words, threads = _worded(conditions), torch.get_num_threads()
+        kind = (latents.shape, words.text.shape, drawn, next_level is None, threads)
+        if kind not in made:
+            made.add(kind)
+            print(MAKING.format(rows=len(latents), threads=threads), file=sys.stderr, flush=True)
+        given = (latents, noise_level, words, visible, frames, past, next_level, False, before)
         with inductor.patch(freezing=True):  # as an option of torch.compile it would come too late
             return forward(*_alike(given), drawn)  # type: ignore[reportCallIssue]
 

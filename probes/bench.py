@@ -193,13 +193,16 @@ def dream_contestants(
     if compiled:
         some += [(", compiled", model.compiled(), 1), (", compiled, bf16", fast.compiled(), 1)]
     found, before = [], torch.get_num_threads()
-    for (said, kind, rows), threads in product(some, threadings):
-        torch.set_num_threads(threads)  # for which code is made
-        rollout = DreamRollout(kind, rows, seed)
+    for said, kind, rows in some:
         name = f"dream Room {model.height}x{model.width}, {rows} row{'s' * (rows > 1)}{said}"
-        # counting would put the compiled code aside for good
+        rollout = DreamRollout(kind, rows, seed)
+        # counting would put compiled code aside for good
         adds = (DreamRollout(model, rows, seed) if kind.in_compiled_code else rollout).multiply_adds()
-        found.append(Contestant(name, threads, rollout.advance, steps, rows, adds))
+        for threads in threadings:
+            if kind.in_compiled_code:
+                torch.set_num_threads(threads)  # for which code is made
+                rollout.advance(1)
+            found.append(Contestant(name, threads, rollout.advance, steps, rows, adds))
     torch.set_num_threads(before)
     return found
 

@@ -121,7 +121,8 @@ def _alike(given: Given) -> Given:
     and with nothing between their values: code is made for one kind."""
 
     def plain(value: Tensor) -> Tensor:
-        good = value.is_inference() and value.is_contiguous()
+        whole = value.untyped_storage().nbytes() == value.nbytes  # a row cut out counts as contiguous too
+        good = value.is_inference() and value.is_contiguous() and whole
         return value if good else value.clone(memory_format=torch.contiguous_format)
 
     return tree_map_only(Tensor, plain, given)

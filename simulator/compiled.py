@@ -85,11 +85,11 @@ def networks(transformer: Transformer, tokenizer: Tokenizer, in_compiled_code: b
             print(MAKING.format(rows=len(latents), threads=threads), file=sys.stderr, flush=True)
         given = (latents, noise_level, words, visible, frames, past, next_level, False, before)
         with inductor.patch(freezing=True):  # as an option of torch.compile it would come too late
-            return forward(*_alike(given), drawn)  # type: ignore[reportCallIssue]
+            return forward(*alike(given), drawn)  # type: ignore[reportCallIssue]
 
     def decoded(latents: Latents, past: Past | None) -> tuple[Video, Past]:
         with inductor.patch(freezing=True):
-            return decode_stream(*_alike((latents, past)))
+            return decode_stream(*alike((latents, past)))
 
     return Networks(like_any_other, decoded)
 
@@ -116,7 +116,7 @@ def _worded(conditions: Conditions) -> Conditions:
     )
 
 
-def _alike(given: Given) -> Given:
+def alike(given: Given) -> Given:
     """The same as tensors of inference mode, which those of a state that was put together or read are not,
     and with nothing between their values: code is made for one kind."""
 

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch._inductor.config as inductor
 
+from simulator.compiled import alike
 from simulator.world_model import WorldModel
 
 
@@ -27,3 +29,12 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     with pytest.raises(ValueError, match="found none; install"):
         WorldModel.load().compiled()
+
+
+def test_a_row_that_was_cut_out_or_read_back_is_of_one_kind_with_a_fresh_one():
+    read = torch.ones(1, 2, 4)
+    with torch.inference_mode():
+        fresh, cut = torch.ones(1, 2, 4), torch.ones(1, 3, 4)[:, 1:]
+        assert cut.is_contiguous() and cut.stride() != fresh.stride() and not read.is_inference()
+        for given in alike((fresh, cut, read)):
+            assert given.stride() == fresh.stride() and given.is_inference() and given.equal(fresh)

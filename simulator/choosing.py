@@ -31,7 +31,7 @@ from simulator.words import COLOURS, FLOORS, SHAPES, SIZES, WALLS
 
 TRIES = 4
 CLIMBS = 3  # up the gradient for a prediction
-STRIDE = 5.0  # how far each goes, at pure noise, for 1 of pull beyond 1
+STRIDE = 20.0  # how far each goes, at pure noise, for 1 of pull beyond 1
 STEEPEST = 2.0  # norm of a gradient beyond which more does not count, or rounding grows into other pictures
 EASED = 0.5  # of the words' own pull beyond 1, where the captioner leads
 UNSURE, UNSURE_M = 0.1, 0.3  # of places: across, in half widths of the picture, and in depth

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from simulator import flags
-from simulator.captioner import CONFIG, PRESETS, Captioner, Found, save_captioner
-from simulator.checkpoint import check_writable, code_version, fingerprint
+from simulator.captioner import CONFIG, PRESETS, Captioner, Found, load_captioner, save_captioner
+from simulator.checkpoint import PRETRAINED, check_writable, code_version, fingerprint
 from simulator.clips import training_episodes
 from simulator.devices import device_named
 from simulator.interrupts import between_steps
@@ -33,6 +34,7 @@ from simulator.words import WORLDS
 
 LAB = WORLDS.index("Lab")
 OCCLUDED = ALL_KINDS.index("occluder")
+OVERSHOT = 1.2  # of a change's length: how far its steps go together, before it is cut to it
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class CaptionerTraining:
     matrix_rate: float = 3e-3  # Muon's learning rate
     other_rate: float = 2e-3  # AdamW's learning rate
     latent_noise: float = 0.3  # standard deviation, at most; what video files and dreams do to latents
+    against: float = 0.0  # length, at most, of changes made against it (see `changed_against`)
+    spared: float = 0.25  # share of single frames that are not changed so
     from_start: float = 0.4  # share of clips that begin at the episode's first frame
     longest: int = 40  # frames from a clip's first to its last, at most
     ema_decay: float = 0.998
@@ -130,6 +134,28 @@ def loss_of(found: Found, lesson: Lesson) -> Float[Tensor, ""]:
     return torch.stack(parts).sum()
 
 
+def changed_against(
+    model: Captioner, latents: Latents, lesson: Lesson, lengths: Float[Tensor, " b"], steps: int = 2
+) -> Latents:
+    """Changes of latents, up to these lengths (L2), under which the captioner reads them wrong, found by
+    gradient ascent (Madry et al. 2018). Without them as lessons it is led by changes that nobody else sees;
+    one that withstands them has to be shown the thing (Santurkar et al. 2019)."""
+    radius, change = lengths[:, None, None, None, None], torch.zeros_like(latents)
+    model.requires_grad_(False)
+    for _ in range(steps):
+        change.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss_of(model(latents + change), lesson), change)
+        with torch.no_grad():
+            change = change + OVERSHOT / steps * radius * gradient / _length(gradient)
+            change = change * (radius / _length(change)).clamp(max=1)
+    model.requires_grad_(True)
+    return change.detach()
+
+
+def _length(change: Latents) -> Float[Tensor, "b 1 1 1 1"]:
+    return change.square().sum(dim=(1, 2, 3, 4), keepdim=True).sqrt().clamp(min=1e-12)
+
+
 def train_captioner(
     data: flags.Data,
     tokenizer: Annotated[Path, tyro.conf.arg(help="folder of the tokenizer whose latents are read")],
@@ -137,13 +163,18 @@ def train_captioner(
     preset: Annotated[str, tyro.conf.arg(help="tiny, small or base")] = "small",
     minutes: flags.Minutes = None,
     steps: flags.Steps = None,
+    start_from: flags.StartFromCaptioner = None,
+    rate_scale: flags.RateScale = 1.0,
+    against: flags.Against = 0.0,
     seed: int = 0,
     device: str = "cpu",
 ) -> int:
     """Train the captioner on recorded episodes of the reference worlds."""
     if preset not in PRESETS:
         raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    training = replace(TRAININGS[preset], **flags.bounds(minutes, steps))
+    training = replace(TRAININGS[preset], against=against, **flags.bounds(minutes, steps))
+    if not 0 <= against < math.inf:
+        raise ValueError(f"--against is a length, 0 or more, got {against}")
     check_writable(out)
     if (out / CONFIG).exists():
         raise ValueError(f"--out {out} holds a captioner already ({CONFIG}); give another --out")
@@ -152,10 +183,14 @@ def train_captioner(
     encoder = load_tokenizer(tokenizer, where)
     version = fingerprint(tokenizer / TOKENIZER_WEIGHTS)
     model = Captioner(PRESETS[preset].of(encoder.config.channels)).to(where)
+    if start_from is not None:
+        model = load_captioner(PRETRAINED if str(start_from) == "default" else start_from, encoder)
+        model.train().requires_grad_(True)
     side = model.config.grid * encoder.config.space_factor
     episodes = load_sightings(training_episodes(data), encoder, version, side)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizers = make_optimizers(model, training.matrix_rate, training.other_rate)
+    rates = (rate_scale * training.matrix_rate, rate_scale * training.other_rate)
+    optimizers = make_optimizers(model, *rates)
     learner = Learner(model, average, optimizers, Clock(training.steps, training.minutes))
     out.mkdir(parents=True, exist_ok=True)
 
@@ -187,9 +222,14 @@ def fit(
             lesson = Lesson(*(part.to(where) for part in draw_lesson(episodes, training, frames, rng)))
             latents = lesson.latents.float()
             noise = training.latent_noise * torch.rand_like(latents[:, :1, :1, :1, :1])
+            latents = latents + noise * torch.randn_like(latents)
             set_rates(learner.optimizers, rate_factor(clock.progress))
+            if frames == 1 and training.against:
+                chance = torch.rand(2, len(latents), device=where)
+                lengths = training.against * chance[0] * (chance[1] >= training.spared)
+                latents = latents + changed_against(model, latents, lesson, lengths)
             with fast_precision(where):
-                found = model(latents + noise * torch.randn_like(latents))
+                found = model(latents)
             loss = loss_of(found, lesson)
             loss.backward()
             take_step(learner, training.ema_decay)

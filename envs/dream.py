@@ -80,7 +80,7 @@ def checked_options(options: dict[str, Any] | None) -> dict[str, Any]:
         raise ValueError(f"reset options may be prompt and image, got {sorted(map(str, unknown))[0]!r}")
     prompt = options.get("prompt")
     if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
-        raise ValueError(f"prompt must say something, got {prompt!r}; for example 'a red ball'")
+        raise ValueError(f"prompt must be text that says something, got {prompt!r}; for example 'a red ball'")
     return options
 
 

@@ -310,7 +310,7 @@ def asked_scene(world: str, options: dict[str, Any] | None) -> tuple[Any, str | 
     if prompt is None:
         return options.get("scene"), None
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"prompt must say something, got {prompt!r}; for example 'a red ball'")
+        raise ValueError(f"prompt must be text that says something, got {prompt!r}; for example 'a red ball'")
     if options.get("scene") is not None:
         return options["scene"], prompt
     said = parse(prompt)

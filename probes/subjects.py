@@ -28,6 +28,7 @@ from probes.prompt_following import Swap
 from recon3d.cameras import Cameras, from_transforms, intrinsics, look_at
 from simulator.canvas import extend, text_to_video
 from simulator.captions import parse, styles, swap
+from simulator.checkpoint import CONFIG
 from simulator.clips import HELD_OUT_SEED, list_episodes, read_episode
 from simulator.video import VIDEO_SUFFIXES, read_image, read_video
 from simulator.words import COLOURS, FLOORS, SHAPES
@@ -267,6 +268,11 @@ def subjects_of(target: str) -> dict[str, AnySubject]:
     path, name = Path(target), target.removeprefix("envs:")
     if path.suffix.lower() in VIDEO_SUFFIXES or (path / "transforms.json").is_file():
         return {"": FileSubject(path)}
+    if path.is_dir() and not (path / CONFIG).is_file():
+        raise ValueError(
+            f"{path} holds neither a transforms.json (pictures with cameras) nor a {CONFIG} (a checkpoint); "
+            "without cameras give a video file"
+        )
     if name in ("default", "orrery/Dream-v0") or path.is_dir():
         checkpoint = str(path) if path.is_dir() else "default"
         model = WorldModel.load(checkpoint)

@@ -97,7 +97,7 @@ def led(captioner: Captioner, prompts: Sequence[str | None], strides: Float[Tens
             at, far = data.clone().float(), strides.clone()[:, None] * next_level.clone()
             for _ in range(CLIMBS):
                 at.requires_grad_(True)
-                found = captioner(at)
+                found = captioner(_squeezed(at, captioner.config.grid))
                 likely = torch.cat([agreement(prompt, found.of_row(row)) for row, prompt in told])
                 (gradient,) = torch.autograd.grad(likely.sum(), at)
                 steep = gradient.square().sum(dim=(1, 2, 3, 4)).sqrt()[:, None]
@@ -106,6 +106,14 @@ def led(captioner: Captioner, prompts: Sequence[str | None], strides: Float[Tens
         return at
 
     return moved
+
+
+def _squeezed(latents: Noisy, side: int) -> Float[Tensor, "b n c _ _"]:
+    """Latents of as many rows and columns as the captioner reads, whose cells are places in the picture."""
+    if latents.shape[-2:] == (side, side):
+        return latents
+    pictures = F.interpolate(latents.flatten(0, 1), (side, side), mode="bilinear")
+    return pictures.unflatten(0, latents.shape[:2])
 
 
 def best_latents(
@@ -128,9 +136,8 @@ def best_latents(
     counts = torch.tensor(tries, device=noise.device)
     each = Conditions(*(part.repeat_interleave(counts, dim=0) for part in conditions))
     rows = [canvas for canvas, count in zip(asked, tries, strict=True) for _ in range(count)]
-    # the captioner's cells are places, so it leads what has as many
-    readable = captioner is not None and shape[-2:] == (captioner.config.grid,) * 2
-    leads = [readable and canvas.guidance > 1 and can_judge(canvas) for canvas in rows]
+    reads = captioner is not None
+    leads = [reads and canvas.guidance > 1 and can_judge(canvas) for canvas in rows]
     prompts = [canvas.first_prompt if its else None for canvas, its in zip(rows, leads, strict=True)]
     beyond = noise.new_tensor([canvas.guidance - 1 for canvas in rows])
     pull = 1 + torch.where(torch.tensor(leads, device=noise.device), EASED, 1.0) * beyond

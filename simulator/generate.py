@@ -3,6 +3,7 @@ fill in one canvas (`simulator/canvas.py`)."""
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from simulator.canvas import Canvas, Given, shots_of
 from simulator.checkpoint import check_writable
 from simulator.choosing import TRIES
 from simulator.expand import expanded
+from simulator.memory import check_frames_fit
 from simulator.timing import TOLD_FROM_S, estimate
 from simulator.video import (
     IMAGE_SUFFIXES,
@@ -39,6 +41,10 @@ SWEEPS = {"orbit": orbit, "arc": arc, "dolly": dolly, "revisit": revisit}
 
 Count = Annotated[
     int | None, tyro.conf.arg(help=f"to make, beside those of --video; {FRAMES} where left out, 1: a picture")
+]
+Side = Annotated[
+    int | None,
+    tyro.conf.arg(help="pixels; the model's own size by default, or the clip's (to upscale, twice that)"),
 ]
 Pull = Annotated[
     float,
@@ -174,8 +180,8 @@ def plan(request: Request, height: int, width: int) -> Plan:
         raise ValueError(f"--task {task} takes {needed} {kinds}, got {len(clips)}")
     if clips and task in (None, "animate") and len(clips[0]) > 1:
         raise ValueError(
-            f"--video with {len(clips[0])} frames needs a --task: extend goes on from its end; to animate a "
-            "picture give --image"
+            f"--video with {len(clips[0])} frames needs another --task than {task or 'none'}: extend goes on "
+            "from its end; to animate a picture give --image"
         )
     if clips and task in (None, "animate") and request.frames == 1:
         raise ValueError("--frames must be at least 2 to animate a picture, got 1: the picture is the first")
@@ -213,6 +219,7 @@ def expanded_shots(prompt: str, world: str | None, seed: int) -> str:
 def check_flags(
     counts: dict[str, int | None],
     seed: int,
+    guidance: float,
     level: float | None,
     task: Task | None,
     output: Path,
@@ -224,8 +231,10 @@ def check_flags(
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {seed}")
+    if not 0 <= guidance < math.inf:
+        raise ValueError(f"--guidance must be 0 or more, got {guidance}; 1 is no pull, 3 the default")
     if level is not None and task not in ("edit", "blend", "upscale"):
-        raise ValueError(f"--level goes with --task edit, blend or upscale, got {task}")
+        raise ValueError(f"--level goes with --task edit, blend or upscale, got {task or 'none'}")
     if level is not None and not 0 < level <= 1:
         raise ValueError(f"--level must lie in (0, 1], got {level}; the more, the less of the clip stays")
     if counts["frames"] is not None and task in ("edit", "upscale"):
@@ -234,7 +243,10 @@ def check_flags(
     if output.suffix.lower() not in suffixes:
         raise ValueError(
             f"-o {output} must end in {', '.join(suffixes)} for a {'picture' if still else 'video'}"
+            + ("" if still else "; --frames 1 makes a picture")
         )
+    if output.is_dir():
+        raise ValueError(f"-o {output} is a folder; give a file")
     check_writable(output.parent)
 
 
@@ -247,8 +259,8 @@ def generate(
         Path, tyro.conf.arg(aliases=["-o"], help="a video (.mp4), or a picture (.png) for --frames 1")
     ],
     frames: Count = None,
-    height: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
-    width: Annotated[int | None, tyro.conf.arg(help="pixels; the model's own size by default")] = None,
+    height: Side = None,
+    width: Side = None,
     image: Annotated[Path | None, tyro.conf.arg(help="picture that the video starts with")] = None,
     video: Annotated[tuple[Path, ...], tyro.conf.arg(help="clip, or two for infill and blend")] = (),
     task: Annotated[
@@ -284,7 +296,7 @@ def generate(
     # a picture that is made anew may be written as one, or as a clip of one frame
     still |= image is not None and task in ("edit", "upscale") and output.suffix.lower() in IMAGE_SUFFIXES
     counts = {"frames": frames, "scale": scale, "height": height, "width": width, "tries": tries}
-    check_flags(counts, seed, level, task, output, still)
+    check_flags(counts, seed, guidance, level, task, output, still)
     frames = FRAMES if frames is None else frames
     clips, rates = read_clips(image, video, height, width, task)
     model = WorldModel.load(checkpoint, device).trying(tries)
@@ -292,6 +304,7 @@ def generate(
     if expand:
         prompt = expanded_shots(prompt, world, seed)
         print(prompt)
+    check_frames_fit(frames, scale * (height or model.height), scale * (width or model.width))
     factor = model.frames_per_step
     request = Request(prompt, frames, height, width, task, clips, sweep, level, world, guidance, factor)
     chosen = plan(request, height or model.height, width or model.width)
@@ -306,4 +319,5 @@ def generate(
         for rate in rates - {fps}:
             print(f"{rate:g} frames a second are played at the model's {fps:g}", file=sys.stderr)
         write_video(output, chosen.joined(made), fps, scale=scale)
+    print(output)
     return 0

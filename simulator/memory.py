@@ -24,6 +24,16 @@ def free_bytes(where: torch.device) -> int:
     return free
 
 
+def check_frames_fit(frames: int, height: int, width: int) -> None:
+    """Raises ValueError if so many frames of this size (pixels) do not fit into memory as they are."""
+    needed, free = 3 * frames * height * width, free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"{frames} frames of {height}x{width} need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "make fewer or smaller ones"
+        )
+
+
 def check_attention(
     canvas: Canvas, walks: bool, size_unit: int, config: TransformerConfig, where: torch.device
 ) -> None:

@@ -59,7 +59,7 @@ def check_prompt(prompt: str) -> str:
         raise ValueError(
             "prompt is empty; describe what is to be seen, for example 'a red ball on a wooden table'"
         )
-    count = len(_encoder()[0](prompt)["input_ids"])
+    count = len(_encoder()[0](prompt, verbose=False)["input_ids"])
     if count > MAX_TOKENS:
         raise ValueError(f"prompt has {count} tokens, the encoder reads {MAX_TOKENS}; shorten it")
     return prompt.strip()

@@ -110,8 +110,8 @@ def test_dream_ends_at_the_step_limit_also_after_restoring(model):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"prompt": " "}, "prompt must say something"),
-        ({"prompt": 3}, "prompt must say something"),
+        ({"prompt": " "}, "prompt must be text that says something"),
+        ({"prompt": 3}, "prompt must be text that says something"),
         (
             {"image": np.zeros((16, 16, 3), np.uint8)},
             r"shape \(32, 32, 3\), got uint8 of shape \(16, 16, 3\)",
@@ -191,7 +191,7 @@ def test_rollout_writes_videos_and_returns(tmp_path):
         ({"policy": "clever"}, "--policy"),
         ({"checkpoint": "x"}, "--checkpoint"),
         ({"episodes": 0}, "--episodes"),
-        ({"prompt": ""}, "prompt must say something"),
+        ({"prompt": ""}, "prompt must be text that says something"),
     ],
 )
 def test_bad_rollouts_are_named_in_one_line(keywords, words, tmp_path):

@@ -232,7 +232,7 @@ def test_gymnasiums_vector_wrappers_count_returns_and_lengths(model):
         (lambda env: env.reset(options={"reset_mask": np.zeros(2, bool)}), "at least one row"),
         (lambda env: env.reset(seed=[1, 2, 3]), "one number or one a row"),
         (lambda env: env.reset(options={"prompt": ["a"]}), "one text or one a row"),
-        (lambda env: env.reset(options={"prompt": ["a", " "]}), "must say something"),
+        (lambda env: env.reset(options={"prompt": ["a", " "]}), "must be text that says something"),
         (lambda env: env.reset(options={"image": np.zeros((3, 32, 32, 3), np.uint8)}), "one picture or one"),
         (lambda env: (env.reset(seed=0), env.step(np.full((2, 5), 2.0))), "finite and in"),
         (lambda env: (env.reset(seed=0), env.step(np.zeros((3, 5)))), "one a row"),
@@ -246,7 +246,7 @@ def test_gymnasiums_vector_wrappers_count_returns_and_lengths(model):
         ),
         (lambda env: env.observe(np.zeros((1, 5)), env.reset(seed=0)[0]), "actions must be one a row"),
         (lambda env: (env.reset(seed=0), env.step(None)), "actions must be one a row"),
-        (lambda env: env.reset(options={"prompt": 5}), "must say something"),
+        (lambda env: env.reset(options={"prompt": 5}), "must be text that says something"),
     ],
 )
 def test_bad_calls_are_named_in_one_line(model, act, words):

@@ -291,7 +291,7 @@ def test_room_push_moves_what_is_ahead():
     ("options", "words"),
     [
         ({"image": np.zeros((64, 64, 3), np.uint8)}, "cannot start from an image"),
-        ({"prompt": ""}, "prompt must say something"),
+        ({"prompt": ""}, "prompt must be text that says something"),
         ({"prompt": "a sunset"}, "must name a thing"),
         ({"colour": "red"}, "reset options"),
         ({"scene": "drop"}, "scene must be a dict"),

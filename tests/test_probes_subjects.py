@@ -137,11 +137,13 @@ def test_a_folder_of_posed_pictures_keeps_its_cameras(tmp_path):
     assert (clip.video == pictures).all() and torch.allclose(clip.cameras.c2w, cameras.c2w, atol=1e-6)
 
 
-def test_targets_are_found_and_unknown_ones_named(checkpoint):
+def test_targets_are_found_and_unknown_ones_named(checkpoint, tmp_path):
     assert list(subjects_of("orrery/Lab-v0")) == ["Lab"]
     assert set(subjects_of(str(checkpoint))) == set(ACTION_SIZES)
     with pytest.raises(ValueError, match="no-such-thing"):
         subjects_of("no-such-thing")
+    with pytest.raises(ValueError, match="holds neither a transforms"):
+        subjects_of(str(tmp_path))
 
 
 def test_pictures_from_text_need_no_mujoco(checkpoint):

@@ -166,6 +166,9 @@ def test_a_clip_of_another_frame_rate_is_said_to_play_at_the_models(tmp_path: Pa
         (["-o", "x.png", "--task", "extend", "--frames", "1"], "must end in .mp4"),
         (["--task", "edit", "--frames", "3"], "--frames goes with other tasks than edit"),
         (["--tries", "0"], "--tries must be at least 1, got 0"),
+        (["--guidance", "-1"], "--guidance must be 0 or more, got -1"),
+        (["--level", "2"], "edit, blend or upscale, got none"),
+        (["-o", "x.png"], "must end in .mp4, .mov, .mkv, .avi for a video; --frames 1 makes a picture"),
         (["--task", "blend", "--level", "2"], "--level must lie in (0, 1], got 2.0"),
     ],
 )
@@ -182,19 +185,24 @@ SHOTS = "shot 1: a ball. shot 2: a box"
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (["x", "--video", "CLIP"], "--video with 4 frames needs a --task"),
-        (["x", "--task", "animate", "--video", "CLIP"], "--video with 4 frames needs a --task"),
+        (["x", "--video", "CLIP"], "--video with 4 frames needs another --task than none"),
+        (["x", "--task", "animate", "--video", "CLIP"], "needs another --task than animate: extend goes on"),
         (["x", "--image", "PICTURE", "--frames", "1", "-o", "OUT.png"], "--frames must be at least 2"),
         ([SHOTS, "--video", "CLIP", "--task", "extend"], "shots are made from words alone"),
         ([SHOTS, "--task", "loop"], "shots are made from words alone"),
         ([SHOTS, "--frames", "3"], "--frames must be at least 4 for this, got 3"),
         (["x", "--task", "loop", "--frames", "1"], "--frames must be at least 2 for this, got 1"),
+        (["x", "--height", "64000", "--width", "64000"], "16 frames of 64000x64000 need 196.6 GB"),
+        (["x", "--scale", "9999"], "16 frames of 639936x639936 need"),
+        (["x", "-o", "FOLDER"], "is a folder; give a file"),
         (["x", "--task", "infill"], "--task infill takes 2 --video, got 0"),
     ],
 )
 def test_what_the_flags_cannot_mean_is_refused_in_their_own_words(words, rule, capsys, tmp_path: Path):
     clip, picture = write_video(tmp_path / "clip.mp4", NOISE, 10), write_image(tmp_path / "in.png", NOISE[0])
+    (folder := tmp_path / "folder.mp4").mkdir()
     named = {"CLIP": str(clip), "PICTURE": str(picture), "OUT.png": str(tmp_path / "out.png")}
+    named |= {"FOLDER": str(folder)}
     output = [] if "-o" in words else ["-o", str(tmp_path / "out.mp4")]
     assert run(*[named.get(word, word) for word in words], *output) == 2
     assert rule in capsys.readouterr().err and not list(tmp_path.glob("out.*"))

@@ -274,6 +274,11 @@ _THING = re.compile(
     rf"(?:\b(an?|the) )?\b(?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b",
     flags=re.IGNORECASE,
 )
+_SHARED = re.compile(  # a red and a blue ball: one shape for both
+    rf"\b(an?|the) ((?:{'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) and ((?:an?|the) "
+    rf"(?:(?:{'|'.join(SIZES)}) )?(?:{'|'.join(COLOURS)}) ({'|'.join(SHAPES)}))\b",
+    flags=re.IGNORECASE,
+)
 _RELATION = re.compile(
     rf"\b({_NAME}) (?:(?:is|stands|lies) )?(?:to the )?(left of|right of|behind|in front of) "
     rf"(?:an?|the) ({_NAME})\b",
@@ -303,7 +308,7 @@ def parse(prompt: str) -> Parsed:
 
     `the red ball` is the red ball named before, if there was one.
     """
-    names, things = [], []
+    names, things, prompt = [], [], _SHARED.sub(r"\1 \2\3 \5 and \4", prompt)
     for match in _THING.finditer(prompt):
         colour, shape = _named(match)
         if (match.group(1) or "").lower() == "the" and (colour, shape) in names:

@@ -17,6 +17,7 @@ from recon3d.cameras import Cameras
 from recon3d.sweeps import arc, dolly, orbit, revisit
 from simulator import canvas as tasks
 from simulator.canvas import Canvas, Given, shots_of
+from simulator.captions import parse
 from simulator.checkpoint import check_writable
 from simulator.choosing import TRIES
 from simulator.expand import expanded
@@ -31,11 +32,15 @@ from simulator.video import (
     write_image,
     write_video,
 )
+from simulator.words import COLOURS, SHAPES
 from simulator.world_model import WorldModel
 
 Task = Literal["animate", "extend", "extend-back", "infill", "loop", "blend", "edit", "upscale"]
 FRAMES = 16  # of a video, where nothing is asked
 CONTEXT = 8  # latent steps of a given clip that a task looks at, on each side
+VOCABULARY = (
+    f"it knows {', '.join(SHAPES)} in {', '.join(COLOURS)}, said as 'a red ball' (--expand adds some)"
+)
 SWEEPS = {"orbit": orbit, "arc": arc, "dolly": dolly, "revisit": revisit}
 
 
@@ -250,6 +255,12 @@ def check_flags(
     check_writable(output.parent)
 
 
+def tell_unknown(canvas: Canvas) -> None:
+    """Say so where nothing is held and words name nothing that the model was taught."""
+    if canvas.prompts and not canvas.held.any() and not parse(canvas.first_prompt).things:
+        print(f"the prompt names no thing that the model knows; {VOCABULARY}", file=sys.stderr)
+
+
 def generate(
     prompt: Annotated[
         tyro.conf.Positional[str],
@@ -311,6 +322,7 @@ def generate(
     expected = estimate(model, chosen.canvas, steps, always=False)
     if expected.seconds > TOLD_FROM_S:
         print(expected.words, file=sys.stderr)
+    tell_unknown(chosen.canvas)
     made = model.generate(chosen.canvas, seed=seed, steps=steps, progress=True)
     if still:
         write_image(output, made[0], scale=scale)

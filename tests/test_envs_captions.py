@@ -63,6 +63,13 @@ def test_random_prompts_parse_and_build(world):
             env.reset(seed=seed, options={"prompt": prompt})
 
 
+def test_two_colours_may_share_a_shape():
+    shared, apart = parse("a red and a small blue ball"), parse("a red ball and a small blue ball")
+    assert shared == apart and len(shared.things) == 2
+    assert parse("a large red and the blue L block on a wooden table").floor == "wooden"
+    assert [t["size"] for t in parse("a large red and the blue L block").things] == ["large", "medium"]
+
+
 @pytest.mark.parametrize("kind", KINDS["Lab"])
 def test_lab_captions_name_their_experiment(kind):
     things = [Seen("ball", "red", "large"), Seen("box", "blue", "small")]

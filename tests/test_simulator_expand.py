@@ -202,4 +202,4 @@ def test_generate_expands_when_asked(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         orrery.main(["generate", "a red ball", "--frames", "1", "--steps", "1", "--expand", "-o", str(out)])
     assert stop.value.code == 0 and out.exists()
-    assert capsys.readouterr().out.strip() == expanded("a red ball", seed=0)
+    assert capsys.readouterr().out == f"{expanded('a red ball', seed=0)}\n{out}\n"

@@ -217,6 +217,14 @@ def test_a_picture_that_is_made_anew_is_a_picture_or_a_clip_of_one(suffix, tmp_p
     assert made.shape == (1, 96, 96, 3)
 
 
+@pytest.mark.parametrize(("prompt", "known"), [("an elephant", False), ("a red egg", True)])
+def test_words_that_name_nothing_known_are_said_to(prompt, known, capsys, tmp_path: Path):
+    out = tmp_path / "x.png"
+    assert run(prompt, "--frames", "1", "--steps", "1", "--tries", "1", "-o", str(out)) == 0
+    said = capsys.readouterr()
+    assert ("it knows box, ball" in said.err) != known and said.out == f"{out}\n" and out.exists()
+
+
 def test_shots_are_numbered_in_their_order(capsys, tmp_path: Path):
     assert run("shot 2: a ball shot 1: a box", "-o", str(tmp_path / "x.mp4")) == 2
     assert "numbered 1, 2, ... in their order, got [2, 1]" in capsys.readouterr().err

@@ -47,8 +47,8 @@ class VectorDream(gymnasium.vector.VectorEnv):
         tries: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
         modes = {name: mode for mode in AutoresetMode for name in (mode, mode.name, mode.value)}
         if autoreset_mode not in modes:
             raise ValueError(
@@ -214,7 +214,13 @@ class VectorDream(gymnasium.vector.VectorEnv):
         if not isinstance(actions, Collection | np.ndarray) or len(actions) != self.num_envs:
             got = len(actions) if isinstance(actions, Collection | np.ndarray) else repr(actions)
             raise ValueError(f"actions must be one a row ({self.num_envs}), got {got}")
-        return self.single.checked_actions(actions)
+        checked = []
+        for index, action in enumerate(actions):
+            try:
+                checked.append(self.single.checked_actions([action]))
+            except ValueError as error:
+                raise ValueError(f"row {index}: {error}") from error
+        return np.concatenate(checked)
 
     def _checked_mask(self, mask: Any) -> Bool[np.ndarray, " n"]:
         if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != (self.num_envs,):

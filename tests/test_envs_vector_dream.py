@@ -234,12 +234,15 @@ def test_gymnasiums_vector_wrappers_count_returns_and_lengths(model):
         (lambda env: env.reset(options={"prompt": ["a"]}), "one text or one a row"),
         (lambda env: env.reset(options={"prompt": ["a", " "]}), "must be text that says something"),
         (lambda env: env.reset(options={"image": np.zeros((3, 32, 32, 3), np.uint8)}), "one picture or one"),
-        (lambda env: (env.reset(seed=0), env.step(np.full((2, 5), 2.0))), "finite and in"),
+        (
+            lambda env: (env.reset(seed=0), env.step(np.eye(2, 5, -1) * 2)),
+            "row 1: action must be finite and in",
+        ),
         (lambda env: (env.reset(seed=0), env.step(np.zeros((3, 5)))), "one a row"),
         (lambda env: (env.reset(seed=0), env.load_state(env.save_state()[:1])), "one a row"),
         (lambda env: env.load_state([1, 2]), "save_state of a dream"),
         (lambda env: make(1, model=env.model, autoreset_mode="never"), "autoreset_mode must be one of"),
-        (lambda env: make(0, model=env.model), "num_envs must be at least 1"),
+        (lambda env: make(0, model=env.model), "num_envs must be a whole number of at least 1"),
         (
             lambda env: make(1, model=env.model, step_limit=0),
             "step_limit must be a whole number of at least 1",

@@ -62,7 +62,7 @@ def test_led_pictures_show_the_named_shapes_more_often_to_a_checker_that_did_not
     model, width, more
 ):
     """Wide ones are squeezed for it."""
-    swaps, checker = held_out_swaps(24, 31), Checker.load()
+    swaps, checker = held_out_swaps(16, 31), Checker.load()
     alone = WorldModel(model.config, model.tokenizer, model.transformer)
     read = []
     for each in (alone, model.trying(1)):

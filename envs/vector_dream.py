@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, UInt8
 
-from envs.dream import Dream, DreamState, checked_image, checked_options, drawn_start
+from envs.dream import Dream, DreamState, checked_count, checked_image, checked_options, drawn_start
 from simulator.state import State, row, stacked
 from simulator.world_model import WorldModel
 
@@ -47,8 +47,7 @@ class VectorDream(gymnasium.vector.VectorEnv):
         tries: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
+        checked_count("num_envs", num_envs)
         modes = {name: mode for mode in AutoresetMode for name in (mode, mode.name, mode.value)}
         if autoreset_mode not in modes:
             raise ValueError(

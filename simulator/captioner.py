@@ -154,8 +154,6 @@ def load_captioner(folder: Path, tokenizer: Tokenizer) -> Captioner:
 
     Raises ValueError if it is missing or damaged, or was trained on another encoder or other words.
     """
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} has no {CONFIG}; give a folder of `orrery train captioner`")
     values = read_json(folder / CONFIG)
     if values.get("encoder") != encoder_version(tokenizer):
         raise ValueError(

@@ -56,7 +56,9 @@ def check_new(out: Path, *names: str) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON. Raises ValueError naming the file if it is missing or damaged."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing; a checkpoint is a folder with {CONFIG} and .safetensors files")
+        raise ValueError(
+            f"{path} is missing; a checkpoint is a folder with {path.name} and .safetensors files"
+        )
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

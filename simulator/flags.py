@@ -45,13 +45,13 @@ StartFromTokenizer = Annotated[
     Path | None, arg(help="train this tokenizer further ('default': the shipped one); its latents change")
 ]
 StartFromCaptioner = Annotated[
-    Path | None, arg(help="train this captioner further ('default': the shipped one)")
+    Path | None, arg(help="train this captioner further ('default': the shipped one); its size stays")
 ]
 Against = Annotated[
     float,
     arg(
         help="length, at most, of changes of a picture's latents that are made against it, to learn to read "
-        "through; 10 for a captioner that leads pictures well, at thrice the time"
+        "through; 20 for a captioner that leads pictures well, at thrice the time"
     ),
 ]
 OnlyPart = Annotated[

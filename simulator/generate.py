@@ -16,10 +16,9 @@ from jaxtyping import UInt8
 from recon3d.cameras import Cameras
 from recon3d.sweeps import arc, dolly, orbit, revisit
 from simulator import canvas as tasks
-from simulator.canvas import Canvas, Given, shots_of
-from simulator.captions import parse
+from simulator.canvas import FREE, Canvas, Given, shots_of
 from simulator.checkpoint import check_writable
-from simulator.choosing import TRIES
+from simulator.choosing import TRIES, can_judge
 from simulator.expand import expanded
 from simulator.memory import check_frames_fit
 from simulator.timing import TOLD_FROM_S, estimate
@@ -256,8 +255,8 @@ def check_flags(
 
 
 def tell_unknown(canvas: Canvas) -> None:
-    """Say so where nothing is held and words name nothing that the model was taught."""
-    if canvas.prompts and not canvas.held.any() and not parse(canvas.first_prompt).things:
+    """Say so where words are all there is, and name nothing that the model was taught."""
+    if (canvas.start_level == FREE).all() and not can_judge(canvas):
         print(f"the prompt names no thing that the model knows; {VOCABULARY}", file=sys.stderr)
 
 

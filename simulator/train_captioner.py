@@ -141,14 +141,12 @@ def changed_against(
     gradient ascent (Madry et al. 2018). Without them as lessons it is led by changes that nobody else sees;
     one that withstands them has to be shown the thing (Santurkar et al. 2019)."""
     radius, change = lengths[:, None, None, None, None], torch.zeros_like(latents)
-    model.requires_grad_(False)
     for _ in range(steps):
         change.requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss_of(model(latents + change), lesson), change)
         with torch.no_grad():
             change = change + OVERSHOT / steps * radius * gradient / _length(gradient)
             change = change * (radius / _length(change)).clamp(max=1)
-    model.requires_grad_(True)
     return change.detach()
 
 

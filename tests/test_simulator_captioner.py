@@ -171,7 +171,7 @@ def test_training_goes_on_from_a_captioner(episodes, tmp_path):
     save(tokenizer, tiny_tokenizer(), TRAININGS["tiny"], Clock(1, 0.0), 0.0)
     how = {"preset": "tiny", "steps": 2}
     train_captioner(episodes, tokenizer, tmp_path / "first", **how)
-    weights = []
+    how["seed"], weights = 1, []  # of which other weights would come
     for name, more in (("on", {"rate_scale": 1e-6}), ("against", {"rate_scale": 1e-6, "against": 5.0})):
         train_captioner(episodes, tokenizer, tmp_path / name, start_from=tmp_path / "first", **how, **more)
     for name in ("first", "on", "against"):

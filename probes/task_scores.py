@@ -147,19 +147,41 @@ def blend(held: Held) -> list[Pair]:
     return pairs
 
 
-def edit(held: Held) -> list[Pair]:
-    """Whether the checker reads the new colour, and no longer the old one, in the first frame."""
-    pairs, rng = [], np.random.default_rng(0)
+def edit(held: Held, word: str) -> list[Pair]:
+    """Whether the checker reads the new colour or shape, and no longer the old one, in the first frame;
+    beside it the source's."""
+    pairs, named = [], {"colour": held.checker.colours, "shape": held.checker.shapes}[word]
+    for source, video, prompt, old, new in edited(held, word):
+        read = held.checker.read(np.stack([video[0], source[0]]))
+        if word == "colour":
+            found = read[:, [named.index(old), named.index(new)]] > 0
+        else:
+            its = next(thing["colour"] for thing in parse(prompt).things if thing["shape"] == new)
+            label = read[:, held.checker.colours.index(its)] - 1
+            found = np.stack([label == named.index(old), label == named.index(new)], axis=1)
+        pairs.append(tuple(float(now and not before) for before, now in found))
+    return pairs
+
+
+def edit_layout(held: Held) -> list[Pair]:
+    """Correlation of a clip in which a shape is changed with its source; beside it the next one's source."""
+    both = [(source, video) for source, video, *_ in edited(held, "shape")]
+    return [
+        (correlation(source, video), correlation(other, video))
+        for (source, video), (other, _) in zip(both, both[1:] + both[:1], strict=True)
+    ]
+
+
+def edited(held: Held, word: str) -> Iterator[tuple[Frames, Frames, str, str, str]]:
+    """True clips, the same made again with one word of their prompts changed, these prompts, and the old word
+    and the new one."""
+    rng = np.random.default_rng(0)
     for e in held.short(("Orbit",)):
         if not parse(e.prompt).things:
             continue
-        prompt, old, new = swap(e.prompt, "colour", rng)
+        prompt, old, new = swap(e.prompt, word, rng)
         source = e.frames[: FRAMES // 2]
-        request = canvas.edit(source, prompt, level=0.9, world="Orbit")
-        columns = [held.checker.colours.index(colour) for colour in (old, new)]
-        found = held.checker.read(np.stack([made(held, request, e.seed)[0], source[0]]))[:, columns] > 0
-        pairs.append(tuple(float(now and not before) for before, now in found))
-    return pairs
+        yield source, made(held, canvas.edit(source, prompt, world="Orbit"), e.seed), prompt, old, new
 
 
 def text_to_image(held: Held, times: int = 1) -> list[Pair]:
@@ -311,7 +333,9 @@ TASKS = {
     "loop": Task(loop, "PSNR dB", "half a turn, there and back", "MuJoCo"),
     "sweep": Task(sweep, "PSNR dB", "the first view", "MuJoCo"),
     "blend": Task(blend, "sharpness, of the clips'", "cross-fade"),
-    "edit": Task(edit, "share with the new colour", "the source"),
+    "edit a colour": Task(lambda held: edit(held, "colour"), "share with the new colour", "the source"),
+    "edit a shape": Task(lambda held: edit(held, "shape"), "share with the new shape", "the source"),
+    "edit's layout": Task(edit_layout, "correlation with the source", "another source"),
     "shots": Task(shots, "colour likeness across the cut", "a clip made alone"),
     "long rollout": Task(long_rollout, f"PSNR dB at step {LONG}", "frozen frame", "episodes of 65 frames"),
     "64x96": Task(lambda held: any_size(held, 64, 96), "PSNR dB", "square result resized", "episodes of it"),

@@ -33,8 +33,9 @@ def frames_at_once(
     power: float,
     told: bool,
     report: Callable[[], object],
+    lead: Lead | None = None,
 ) -> Frames:
-    """A canvas' frames. power, told, report: see `made_at_once`."""
+    """A canvas' frames. power, told, report, lead: see `made_at_once`."""
     y, x = (side // tokenizer.config.space_factor for side in canvas.frames.shape[1:3])
     start = torch.from_numpy(canvas.start_level).float().to(conditioner.device)[None]
     data = noise = row_noise([seed], 0, (start.shape[1], tokenizer.config.channels, y, x), start.device)
@@ -42,7 +43,7 @@ def frames_at_once(
     if bool((start < 1).any()):
         data = tokenizer.encode(known)
     noisy, conditions = add_noise(data, noise, start), conditioner.of_canvas(canvas, y, x)
-    how = (steps, canvas.guidance, power, told, canvas.closed, report)
+    how = (steps, canvas.guidance, power, told, canvas.closed, report, lead)
     clean, _ = made_at_once(transformer, noisy, start, conditions, *how)
     held = torch.from_numpy(canvas.held).to(start.device)[None]
     video = to_uint8(tokenizer.decode(clean, Shown(known, held) if canvas.held.any() else None))[0]

@@ -42,8 +42,9 @@ class Canvas:
         actions: in [-1, 1], the one that leads from each latent step to the next, or None.
         cameras: one for each latent step (only their poses relative to the first count), or None.
         guidance: how strongly the prompt pulls (classifier-free guidance, Ho & Salimans 2022) on what is made
-            at once, first frames among it (half as strongly where the captioner leads these, see `choosing`);
-            1 is not at all, nor are they led. What is walked follows the frames before.
+            at once, first frames among it (half as strongly on these, and on edits, where the captioner
+            leads them, see `choosing`); 1 is not at all, nor are they led. What is walked follows the frames
+            before.
         shot: the shot that each latent step belongs to, from 0 up; None: all to one.
         closed: the last latent step is the first, so that the clip plays in a loop.
     """
@@ -281,12 +282,12 @@ def loop(
 
 
 def edit(
-    video: Frames, prompt: str | None, *, level: float = 0.9, time_factor: int = 1, **given: Unpack[Given]
+    video: Frames, prompt: str | None, *, level: float = 0.8, time_factor: int = 1, **given: Unpack[Given]
 ) -> Canvas:
     """A video again under another prompt: every frame re-noised to `level` (SDEdit, Meng et al. 2022); the
-    higher, the less of it stays."""
+    higher, the less of it stays. From more than a draft's on, the captioner leads it (`choosing`)."""
     if not 0 < level <= 1:
-        raise ValueError(f"level must lie in (0, 1], got {level}; 0.6 keeps colours, 0.9 what stands where")
+        raise ValueError(f"level must lie in (0, 1], got {level}; 0.6 keeps colours, 0.8 what stands where")
     steps = latent_steps(len(video), time_factor)
     return Canvas(prompt, video, np.full(steps, level, np.float32), **given)
 

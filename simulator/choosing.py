@@ -1,27 +1,30 @@
-"""First pictures that show what the words say: led there, and of several the best kept.
+"""Pictures that show what the words say: led there, and of several first ones the best kept.
 
 The captioner reads pictures, and what counts is the probability that it gives to what the prompt says. While
 a picture is made, each prediction of it but the last is moved up the gradient of that (classifier guidance,
 Dhariwal & Nichol 2021; of predicted data, Bansal et al. 2023, Universal guidance), and the network makes a
 picture again of what became of it. Then the best of n is kept, as DALL-E's pictures were chosen with CLIP
-(Ramesh et al. 2021, section 2.6).
+(Ramesh et al. 2021, section 2.6). An edit, a clip made again under other words, is led likewise, frame by
+frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from simulator.at_once import Lead, pictures_at_once
-from simulator.canvas import FREE, HELD, Canvas
+from simulator.canvas import DRAFT_LEVEL, FREE, HELD, Canvas
 from simulator.captioner import Captioner, Found, seen_in
-from simulator.captions import DEPTH_GAP_M, SIDE_GAP, parse
+from simulator.captions import DEPTH_GAP_M, SIDE_GAP, Parsed, parse
 from simulator.flow import Levels
 from simulator.sampling import Noisy, row_noise
 from simulator.tokenizer import Latents, Tokenizer
@@ -45,16 +48,24 @@ def can_judge(canvas: Canvas) -> bool:
     return bool(parse(canvas.first_prompt).things)
 
 
+def can_lead(canvas: Canvas) -> bool:
+    """Whether a canvas is a clip to be made again, re-noised further than a draft, under words that pull and
+    name what the captioner knows."""
+    level = canvas.start_level
+    again = bool(((level > DRAFT_LEVEL) & (level < FREE)).all()) and len(canvas.prompts) == 1
+    return again and canvas.guidance > 1 and bool(parse(canvas.first_prompt).things)
+
+
 def tried_seeds(seed: int, tries: int) -> list[int]:
     """The seed itself, and others that follow from it."""
     others = np.random.SeedSequence(seed).generate_state(tries - 1)
     return [seed, *others.tolist()]
 
 
-def agreement(prompt: str, found: Found) -> Float[Tensor, " b"]:
+def agreement(said: Parsed, found: Found) -> Float[Tensor, " b"]:
     """Log-probability that each picture shows the named things and no others, of the sizes, in the places and
     on the floor and before the wall that the prompt says."""
-    said, colours = parse(prompt), list(COLOURS)
+    colours = list(COLOURS)
     named = [colours.index(thing["colour"]) for thing in said.things]
     there = found.at_first.new_tensor([1.0 if c in named else -1.0 for c in range(len(colours))])
     total = F.logsigmoid(there * found.at_first).sum(dim=-1)
@@ -85,27 +96,49 @@ def _class(logits: Float[Tensor, "b k"], index: int) -> Float[Tensor, " b"]:
     return F.log_softmax(logits, dim=-1)[:, index]
 
 
-def led(captioner: Captioner, prompts: Sequence[str | None], strides: Float[Tensor, " b"]) -> Lead | None:
-    """What moves predictions of pictures of these prompts up the gradient of what the captioner thinks of
-    them, by strides that are shorter the less noise is left (None: stays, and if all do, nothing moves)."""
-    told = [(row, prompt) for row, prompt in enumerate(prompts) if prompt is not None]
+def led(captioner: Captioner, said: Sequence[Sequence[Parsed]], strides: Float[Tensor, " k"]) -> Lead | None:
+    """What moves predictions of frames, one after the other by themselves, up the gradient of what the
+    captioner thinks that they show of what is said of each (one of these; nothing: it stays, and if nothing
+    is said of any, None moves them), by strides that are shorter the less noise is left."""
+    told = [(row, each) for row, each in enumerate(said) if each]
     if not told:
         return None
 
     def moved(data: Noisy, next_level: Levels) -> Noisy:
         with torch.inference_mode(False), torch.enable_grad():
-            at, far = data.clone().float(), strides.clone()[:, None] * next_level.clone()
+            at = rearrange(data, "b n c y x -> (b n) 1 c y x").clone().float()
+            far = strides.clone()[:, None] * next_level.clone().reshape(-1, 1)
             for _ in range(CLIMBS):
                 at.requires_grad_(True)
                 found = captioner(_squeezed(at, captioner.config.grid))
-                likely = torch.cat([agreement(prompt, found.of_row(row)) for row, prompt in told])
+                each = [[agreement(one, found.of_row(row)) for one in some] for row, some in told]
+                likely = torch.stack([torch.stack(some).logsumexp(dim=0) for some in each])
                 (gradient,) = torch.autograd.grad(likely.sum(), at)
                 steep = gradient.square().sum(dim=(1, 2, 3, 4)).sqrt()[:, None]
                 share = far / (steep / STEEPEST).clamp(min=1)
                 at = at.detach() + share[..., None, None, None] * gradient
-        return at
+        return at.reshape(data.shape)
 
     return moved
+
+
+def led_edit(captioner: Captioner, tokenizer: Tokenizer, canvas: Canvas) -> tuple[Canvas, Lead | None]:
+    """An edit (`can_lead`) with words that pull less, and what leads its frames to show what they name. Where
+    fewer things are in view than at first, as many fewer are asked for. Any other canvas stays as it is, and
+    is not led."""
+    if not can_lead(canvas):
+        return canvas, None
+    said, beyond = parse(canvas.first_prompt), canvas.guidance - 1
+    every = max(1, (len(canvas.frames) - 1) // max(1, len(canvas.start_level) - 1))
+    shown = (seen_in(canvas.frames[::every], captioner, tokenizer).at_first > 0).sum(dim=-1).tolist()
+    each = [[said]]
+    for count in shown[1:]:
+        left = len(said.things) - max(0, shown[0] - count)
+        # relations are those at first: they change as the camera moves
+        some = combinations(said.things, left) if left > 0 else ()
+        each.append([replace(said, things=things, relations=()) for things in some])
+    strides = torch.full((len(each),), STRIDE * beyond, device=next(captioner.parameters()).device)
+    return replace(canvas, guidance=1 + EASED * beyond), led(captioner, each, strides)
 
 
 def _squeezed(latents: Noisy, side: int) -> Float[Tensor, "b n c _ _"]:
@@ -138,12 +171,12 @@ def best_latents(
     rows = [canvas for canvas, count in zip(asked, tries, strict=True) for _ in range(count)]
     reads = captioner is not None
     leads = [reads and canvas.guidance > 1 and can_judge(canvas) for canvas in rows]
-    prompts = [canvas.first_prompt if its else None for canvas, its in zip(rows, leads, strict=True)]
+    said = [[parse(canvas.first_prompt)] if its else [] for canvas, its in zip(rows, leads, strict=True)]
     beyond = noise.new_tensor([canvas.guidance - 1 for canvas in rows])
     pull = 1 + torch.where(torch.tensor(leads, device=noise.device), EASED, 1.0) * beyond
 
     def lead_of(here: slice) -> Lead | None:
-        return None if captioner is None else led(captioner, prompts[here], STRIDE * beyond[here])
+        return None if captioner is None else led(captioner, said[here], STRIDE * beyond[here])
 
     latents, errors = pictures_at_once(transformer, noise, each, steps, pull, told, lead_of)
     kept, first = [], 0
@@ -152,7 +185,7 @@ def best_latents(
         if count > 1 and captioner is not None:
             pictures = to_uint8(tokenizer.decode(latents[first : first + count]))[:, 0]
             found = seen_in(pictures, captioner, tokenizer)
-            best = int(agreement(canvas.first_prompt, found).argmax())
+            best = int(agreement(parse(canvas.first_prompt), found).argmax())
         kept.append(first + best)
         first += count
     return latents[kept], errors[kept]

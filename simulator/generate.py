@@ -284,8 +284,8 @@ def generate(
     level: Annotated[
         float | None,
         tyro.conf.arg(
-            help="noise, in (0, 1], that edit, blend (.9 by default) and upscale (.7) start from: the more, "
-            "the less of the clip stays"
+            help="noise, in (0, 1], that edit (.8 by default), blend (.9) and upscale (.7) start from: the "
+            "more, the less of the clip stays"
         ),
     ] = None,
     sweep: Annotated[str | None, tyro.conf.arg(help="camera path: orbit, arc, dolly or revisit")] = None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from simulator.canvas import Canvas, from_draft
-from simulator.choosing import can_judge
+from simulator.choosing import can_judge, can_lead, led_edit
 from simulator.precision import fast_precision
 from simulator.video import to_unit
 from simulator.walk import Leg, first_view, legs_of, meetings
@@ -69,14 +69,14 @@ def estimate(
     if model.captioner is not None and can_judge(canvas):
         return _of_first(model, canvas, steps, clock, always)
     steps = steps or model.steps_for(canvas)
-    n, model = len(canvas.start_level), _alone(model)
+    n, model = len(canvas.start_level), model if can_lead(canvas) else _alone(model)
     first = _first_frame(canvas)
     for _ in range(2):  # the first call also reads the prompt encoder and warms the caches
         one_s = _seconds(lambda: model.generate(first, steps=1), clock)
     if not always and one_s * n * steps < CALIBRATED_FROM_S:
         return Estimate(steps, one_s * n, 0.0)
     whole_s = _seconds(lambda: model.generate(canvas, steps=1), clock)
-    rest_s = _seconds(lambda: _encode_and_decode(model, canvas), clock)
+    rest_s = _seconds(lambda: _all_but_calls(model, canvas), clock)
     return Estimate(steps, max(0.0, whole_s - rest_s), rest_s)
 
 
@@ -145,13 +145,15 @@ def _first_frame(canvas: Canvas) -> Canvas:
 
 
 @torch.inference_mode()
-def _encode_and_decode(model: WorldModel, canvas: Canvas) -> None:
+def _all_but_calls(model: WorldModel, canvas: Canvas) -> None:
     height, width = (size // model.tokenizer.config.space_factor for size in canvas.frames.shape[1:3])
     latents = torch.zeros(1, len(canvas.start_level), model.tokenizer.config.channels, height, width)
     with fast_precision(model.device, model.in_bf16):
         if (canvas.start_level < 1).any():
             latents = model.tokenizer.encode(to_unit(canvas.frames[None], model.device))
         model.tokenizer.decode(latents.to(model.device)).sum().item()
+        if model.captioner is not None:
+            led_edit(model.captioner, model.tokenizer, canvas)
 
 
 def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:

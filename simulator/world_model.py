@@ -37,7 +37,7 @@ from simulator.canvas import (
 from simulator.captioner import Captioner, captioner_for
 from simulator.carry import begun
 from simulator.checkpoint import CONFIG, as_config, load_weights, read_world_model
-from simulator.choosing import TRIES, best_latents, can_judge, starting_with
+from simulator.choosing import TRIES, best_latents, can_judge, led_edit, starting_with
 from simulator.compiled import networks
 from simulator.conditions import Conditioner, in_turn
 from simulator.devices import device_named
@@ -235,9 +235,11 @@ class WorldModel:
         """A canvas made at once, in the way of the one that was asked for."""
         steps, parts = steps or self.steps_for(asked), (self.tokenizer, self.transformer, self.conditioner)
         how = (seed, steps, DETERMINED_POWER if asked.determined else 1.0, self._tells(asked))
-        said = f"generating {'x'.join(map(str, canvas.frames.shape[1:3]))}"
+        said, lead = f"generating {'x'.join(map(str, canvas.frames.shape[1:3]))}", None
+        if self.captioner is not None:
+            canvas, lead = led_edit(self.captioner, self.tokenizer, canvas)
         with tqdm(total=steps, desc=said, disable=not progress, mininterval=1) as bar:
-            return frames_at_once(*parts, canvas, *how, bar.update)
+            return frames_at_once(*parts, canvas, *how, bar.update, lead)
 
     def _first_latents(
         self, asked: Sequence[Canvas], conditions: Conditions, seeds: Sequence[int], steps: int | None

@@ -76,7 +76,7 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_shipped_weights_go_through_tasks_and_print_each_beside_its_baseline(
     held: Path, tmp_path, capsys
 ):
-    names = ("text to image", "infill", "blend", "edit", "shots", "64x96", "128x128")
+    names = ("text to image", "infill", "blend", "edit a colour", "shots", "64x96", "128x128")
     assert (
         tasks("default", held, only=names, episodes=2, out=tmp_path / "rows.json", image=tmp_path / "s.png")
         == 0

@@ -13,11 +13,12 @@ from recon3d.sweeps import orbit, revisit
 from simulator import canvas as tasks
 from simulator.captioner import seen_in
 from simulator.captions import parse, swap
-from simulator.choosing import agreement, can_judge, led, starting_with, tried_seeds
+from simulator.choosing import agreement, can_judge, can_lead, led, led_edit, starting_with, tried_seeds
 from simulator.video import resize
 from simulator.world_model import WorldModel
 
 PROMPT = "a red ball left of a blue box on a wooden table"
+SAID = parse(PROMPT)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_a_picture_agrees_with_its_own_caption_rather_than_with_a_changed_one(mo
             other = caption.replace(word, sides[word], 1)
         else:
             other = swap(caption, change, rng)[0]
-        right.append(float(agreement(caption, found)) > float(agreement(other, found)))
+        right.append(float(agreement(parse(caption), found)) > float(agreement(parse(other), found)))
     assert len(right) > 8 and np.mean(right) >= share
 
 
@@ -79,11 +80,51 @@ def test_led_pictures_show_the_named_shapes_more_often_to_a_checker_that_did_not
 def test_what_is_led_agrees_more_and_all_else_stays_as_it_is(model):
     """Rows without words, and those whose next picture is the last."""
     data = torch.randn(3, 1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    lead = led(model.captioner, [PROMPT, None, PROMPT], torch.full((3,), 6.0))
+    lead = led(model.captioner, [[SAID], [], [SAID]], torch.full((3,), 6.0))
     moved = lead(data, torch.tensor([[1.0], [1.0], [0.0]]))
-    before, after = (agreement(PROMPT, model.captioner(each)) for each in (data, moved))
+    before, after = (agreement(SAID, model.captioner(each)) for each in (data, moved))
     assert after[0] > before[0] + 1 and torch.equal(moved[1:], data[1:])
-    assert led(model.captioner, [None], torch.ones(1)) is None
+    assert led(model.captioner, [[]], torch.ones(1)) is None
+
+
+def test_led_edits_change_what_the_words_change_and_keep_more_of_the_rest(model, scenes):
+    """To a checker that did not lead them; beside edits that start from more noise and are not led."""
+    alone, checker = WorldModel(model.config, model.tokenizer, model.transformer), Checker.load()
+    rng, changed, kept = np.random.default_rng(0), [], []
+    for caption, picture in scenes[:14]:
+        prompt, _, shape = swap(caption, "shape", rng)
+        column = checker.colours.index(parse(prompt).things[0]["colour"])
+        request = tasks.edit(picture[None], prompt, world="Orbit")
+        further = tasks.edit(picture[None], prompt, level=0.9, world="Orbit")
+        made = np.stack([model.generate(request)[0], alone.generate(request)[0], alone.generate(further)[0]])
+        changed.append(checker.read(made)[:, column] == 1 + checker.shapes.index(shape))
+        kept.append([np.corrcoef(picture.ravel(), each.ravel())[0, 1] for each in made])
+    led_share, same_start, more_noise = np.mean(changed, axis=0)
+    assert led_share > max(same_start, more_noise) + 0.2
+    assert np.mean(kept, axis=0)[0] > np.mean(kept, axis=0)[2] + 0.05
+
+
+def test_only_clips_made_again_under_telling_words_are_led_and_blank_frames_stay(model, scenes):
+    picture = scenes[0][1]
+    source = np.stack([picture, picture, np.full_like(picture, 127)])
+    request = tasks.edit(source, scenes[0][0])
+    less, lead = led_edit(model.captioner, model.tokenizer, request)
+    assert lead is not None and 1 < less.guidance < request.guidance
+    data = torch.randn(1, 3, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    moved = lead(data, torch.full((1, 3), 0.5))
+    same = [torch.equal(one, other) for one, other in zip(moved[0], data[0], strict=True)]
+    assert same == [False, False, True]
+    for other in (
+        tasks.edit(source, scenes[0][0], guidance=1.0),
+        tasks.edit(source, "a tree in the rain"),
+        tasks.edit(source, None),
+        tasks.edit(source, scenes[0][0], level=1.0),
+        tasks.upscale(source, scenes[0][0], 128, 128),
+        tasks.blend(source, source, scenes[0][0], 3),
+        tasks.text_to_video(scenes[0][0], 3),
+    ):
+        assert not can_lead(other)
+        assert led_edit(model.captioner, model.tokenizer, other) == (other, None)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +147,7 @@ def test_the_best_of_several_is_one_of_them_and_agrees_most(model):
     request = tasks.text_to_video(PROMPT, 1, world="Orbit")
     one = model.trying(1)
     each = np.concatenate([one.generate(request, seed=seed, steps=4) for seed in tried_seeds(5, 4)])
-    scores = agreement(PROMPT, seen_in(each, model.captioner, model.tokenizer))
+    scores = agreement(SAID, seen_in(each, model.captioner, model.tokenizer))
     for tries in (1, 2, 4):
         kept = model.trying(tries).generate(request, seed=5, steps=4)[0].astype(int)
         assert np.abs(kept - each[int(scores[:tries].argmax())]).max() <= 2
@@ -210,6 +251,6 @@ def test_no_tries_are_refused(model):
 
 def test_agreement_does_not_depend_on_the_pictures_beside(model, scenes):
     pictures = np.stack([picture for _, picture in scenes[:4]])
-    together = agreement(PROMPT, seen_in(pictures, model.captioner, model.tokenizer))
-    alone = [agreement(PROMPT, seen_in(one[None], model.captioner, model.tokenizer)) for one in pictures]
+    together = agreement(SAID, seen_in(pictures, model.captioner, model.tokenizer))
+    alone = [agreement(SAID, seen_in(one[None], model.captioner, model.tokenizer)) for one in pictures]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-3, rtol=1e-3)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from simulator.canvas import Canvas
 from simulator.conditions import Conditioner
-from simulator.flow import Levels, add_noise
+from simulator.flow import Levels, add_noise, back
 from simulator.sampling import Noisy, denoise, guided, row_noise
 from simulator.tokenizer import Shown, Tokenizer
 from simulator.transformer import Conditions, Prediction, Transformer
@@ -19,8 +21,16 @@ from simulator.video import Frames, to_uint8, to_unit
 
 DETERMINED_POWER = 3.0  # spacing of a canvas' noise levels where little is open: dense near clean
 TOGETHER = 16  # pictures that are made in one batch
-Lead = Callable[[Noisy, Levels], Noisy]
-"""What moves predicted data before the sampler goes on to these noise levels."""
+AGAIN_FROM = 0.65  # noise level from which steps that are led are made twice, but for the last one
+AGAIN = 1 << 32  # position of their noise, beyond those of any rollout
+
+
+class Lead(NamedTuple):
+    """What moves predicted data before the sampler goes on to these noise levels."""
+
+    moved: Callable[[Noisy, Levels], Noisy]
+    rows: Bool[Tensor, " b"]  # which it moves
+    seeds: Sequence[int]  # of each row: of the noise for steps that are made twice
 
 
 def frames_at_once(
@@ -91,7 +101,9 @@ def made_at_once(
     """Whole clips, every frame in sight of all others: clean latents, and the first call's prediction.
 
     told: the network is told how far each step goes (`WorldModelConfig.large_steps`). closed, report: see
-    `denoise`. lead: what moves each prediction on.
+    `denoise`. lead: what moves each prediction on. Where it does, each later step but the last is taken back
+    and made once more, so that the network agrees with what the lead made of it (Bansal et al. 2023,
+    section 3.3).
     """
     pulls = bool((torch.as_tensor(guidance) != 1).any())
     b, guide = len(noisy), pulls and bool(conditions.text_known.any())
@@ -106,7 +118,17 @@ def made_at_once(
             noisy.repeat(rows, 1, 1, 1, 1), level.repeat(rows, 1), conditions, next_level=goes_to
         )
         data = guided(found.data[:b], found.data[b:], guidance) if guide else found.data
-        return found._replace(data=lead(data, next_level) if lead else data)
+        return found._replace(data=lead.moved(data, next_level) if lead else data)
 
-    clean, first, _ = denoise(predict, noisy, start_level, steps, power, closed, report)
+    positions = count(AGAIN)
+
+    def again(noisy: Noisy, arrived: Noisy, level: Levels, next_level: Levels) -> Noisy | None:
+        if lead is None or level.max() > AGAIN_FROM or next_level.min() == 0:
+            return None
+        noise = row_noise(lead.seeds, next(positions), noisy.shape[1:], noisy.device)
+        return torch.where(
+            lead.rows[:, None, None, None, None], back(arrived, noise, next_level, level), noisy
+        )
+
+    clean, first, _ = denoise(predict, noisy, start_level, steps, power, closed, report, again)
     return clean, first

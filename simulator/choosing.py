@@ -96,13 +96,16 @@ def _class(logits: Float[Tensor, "b k"], index: int) -> Float[Tensor, " b"]:
     return F.log_softmax(logits, dim=-1)[:, index]
 
 
-def led(captioner: Captioner, said: Sequence[Sequence[Parsed]], strides: Float[Tensor, " k"]) -> Lead | None:
-    """What moves predictions of frames, one after the other by themselves, up the gradient of what the
-    captioner thinks that they show of what is said of each (one of these; nothing: it stays, and if nothing
-    is said of any, None moves them), by strides that are shorter the less noise is left."""
+def led(
+    captioner: Captioner, said: Sequence[Sequence[Parsed]], strides: Float[Tensor, " k"], seeds: Sequence[int]
+) -> Lead | None:
+    """What moves predictions of frames, of a row for each seed, up the gradient of what the captioner thinks
+    that each, by itself, shows of what is said of it (one of these; nothing: it stays, and if nothing is said
+    of any, None moves them), by strides that are shorter the less noise is left."""
     told = [(row, each) for row, each in enumerate(said) if each]
     if not told:
         return None
+    moves = torch.tensor([bool(each) for each in said], device=strides.device)
 
     def moved(data: Noisy, next_level: Levels) -> Noisy:
         with torch.inference_mode(False), torch.enable_grad():
@@ -119,10 +122,12 @@ def led(captioner: Captioner, said: Sequence[Sequence[Parsed]], strides: Float[T
                 at = at.detach() + share[..., None, None, None] * gradient
         return at.reshape(data.shape)
 
-    return moved
+    return Lead(moved, moves.reshape(len(seeds), -1).any(dim=1), seeds)
 
 
-def led_edit(captioner: Captioner, tokenizer: Tokenizer, canvas: Canvas) -> tuple[Canvas, Lead | None]:
+def led_edit(
+    captioner: Captioner, tokenizer: Tokenizer, canvas: Canvas, seed: int
+) -> tuple[Canvas, Lead | None]:
     """An edit (`can_lead`) with words that pull less, and what leads its frames to show what they name. Where
     fewer things are in view than at first, as many fewer are asked for. Any other canvas stays as it is, and
     is not led."""
@@ -138,7 +143,7 @@ def led_edit(captioner: Captioner, tokenizer: Tokenizer, canvas: Canvas) -> tupl
         some = combinations(said.things, left) if left > 0 else ()
         each.append([replace(said, things=things, relations=()) for things in some])
     strides = torch.full((len(each),), STRIDE * beyond, device=next(captioner.parameters()).device)
-    return replace(canvas, guidance=1 + EASED * beyond), led(captioner, each, strides)
+    return replace(canvas, guidance=1 + EASED * beyond), led(captioner, each, strides, [seed])
 
 
 def _squeezed(latents: Noisy, side: int) -> Float[Tensor, "b n c _ _"]:
@@ -176,7 +181,8 @@ def best_latents(
     pull = 1 + torch.where(torch.tensor(leads, device=noise.device), EASED, 1.0) * beyond
 
     def lead_of(here: slice) -> Lead | None:
-        return None if captioner is None else led(captioner, said[here], STRIDE * beyond[here])
+        how = (said[here], STRIDE * beyond[here], tried[here])
+        return None if captioner is None else led(captioner, *how)
 
     latents, errors = pictures_at_once(transformer, noise, each, steps, pull, told, lead_of)
     kept, first = [], 0

@@ -35,6 +35,13 @@ def move(noisy: Frames, data: Frames, noise_level: Levels, next_level: Levels) -
     return noisy + step * velocity(noisy, data, noise_level)
 
 
+def back(arrived: Frames, noise: Frames, noise_level: Levels, earlier: Levels) -> Frames:
+    """Noisy data taken back, with fresh noise, to a level that is noisier: as the path's noisy data there."""
+    kept = (1 - earlier) / (1 - noise_level)
+    added = (earlier**2 - (kept * noise_level) ** 2).clamp_min(0).sqrt()
+    return per_frame(kept) * arrived + per_frame(added) * noise
+
+
 def towards(noisy: Frames, arrived: Frames, noise_level: Levels, next_level: Levels) -> Frames:
     """The data by which `move` takes `noisy` to `arrived`; for levels that fall, the inverse of `move`."""
     level, step = per_frame(noise_level), per_frame(noise_level - next_level)

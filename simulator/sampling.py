@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ Noisy = Float[Tensor, "b n c y x"]
 
 
 def row_noise(
-    seeds: list[int], position: int, shape: tuple[int, ...], device: torch.device
+    seeds: Sequence[int], position: int, shape: tuple[int, ...], device: torch.device
 ) -> Float[Tensor, "b ..."]:
     """Standard normal noise, one row from each seed: a row depends on its own seed and position alone."""
     rows = []
@@ -34,25 +34,35 @@ def denoise(
     power: float = 1.0,
     closed: bool = False,
     report: Callable[[], object] = lambda: None,
+    again: Callable[[Noisy, Noisy, Levels, Levels], Noisy | None] = lambda *_: None,
 ) -> tuple[Noisy, Prediction, Prediction]:
     """Euler steps of the flow for all frames, each from its start level to zero; frames at zero stand still.
 
     predict: noisy latents, their levels, the levels they go to -> prediction. closed: the last frame is the
-    first (their noise is the same then, and both follow the mean of their predictions).
+    first (their noise is the same then, and both follow the mean of their predictions). again: what a step
+    came from, what it came to, and the levels of both -> what it is to come from when it is made once more,
+    or None.
     Returns the clean latents, the first call's prediction (made while nothing was known yet of the free
     frames) and the last call's.
     """
     level, calls = start_level, []
     if closed:
         noisy = torch.cat([noisy[:, :-1], noisy[:, :1]], dim=1)
-    for share in schedule(steps, power)[1:]:
-        next_level = start_level * share
+
+    def stepped(noisy: Noisy, next_level: Levels) -> Noisy:
         calls.append(predict(noisy, level, next_level))
         data = calls[-1].data
         if closed:
             both = (data[:, :1] + data[:, -1:]) / 2
             data = torch.cat([both, data[:, 1:-1], both], dim=1)
-        noisy, level = move(noisy, data, level, next_level), next_level
+        return move(noisy, data, level, next_level)
+
+    for share in schedule(steps, power)[1:]:
+        next_level = start_level * share
+        arrived = stepped(noisy, next_level)
+        if (once_more := again(noisy, arrived, level, next_level)) is not None:
+            arrived = stepped(once_more, next_level)
+        noisy, level = arrived, next_level
         report()
     return noisy, calls[0], calls[-1]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from simulator.canvas import Canvas, from_draft
-from simulator.choosing import can_judge, can_lead, led_edit
+from simulator.choosing import can_judge, can_lead
 from simulator.precision import fast_precision
 from simulator.video import to_unit
 from simulator.walk import Leg, first_view, legs_of, meetings
@@ -66,29 +66,30 @@ def estimate(
         return replace(own, before=estimate(model, small, steps, clock=clock, always=always))
     if legs := legs_of(model, canvas):
         return _of_walk(model, canvas, legs, steps, clock, always)
-    if model.captioner is not None and can_judge(canvas):
-        return _of_first(model, canvas, steps, clock, always)
+    if model.captioner is not None and (can_judge(canvas) or can_lead(canvas)):
+        return _of_led(model, canvas, steps, clock, always)
     steps = steps or model.steps_for(canvas)
-    n, model = len(canvas.start_level), model if can_lead(canvas) else _alone(model)
+    n, model = len(canvas.start_level), _alone(model)
     first = _first_frame(canvas)
     for _ in range(2):  # the first call also reads the prompt encoder and warms the caches
         one_s = _seconds(lambda: model.generate(first, steps=1), clock)
     if not always and one_s * n * steps < CALIBRATED_FROM_S:
         return Estimate(steps, one_s * n, 0.0)
     whole_s = _seconds(lambda: model.generate(canvas, steps=1), clock)
-    rest_s = _seconds(lambda: _all_but_calls(model, canvas), clock)
+    rest_s = _seconds(lambda: _encode_and_decode(model, canvas), clock)
     return Estimate(steps, max(0.0, whole_s - rest_s), rest_s)
 
 
-def _of_first(
+def _of_led(
     model: WorldModel,
     canvas: Canvas,
     steps: int | None,
     clock: Callable[[], float],
     always: bool,
 ) -> Estimate:
-    """The time of the first pictures, which are made together, and of what follows the best of them."""
-    view = first_view(canvas)
+    """The time of the first pictures, which are made together, and of what follows the best of them; or of an
+    edit. Some of their steps are made twice: of three one is, of more nearly as many."""
+    view = canvas if can_lead(canvas) else first_view(canvas)
     for _ in range(2):  # the first one warms up
         once_s = _seconds(lambda: model.generate(view, steps=1), clock)
     calls, call_s, rest_s = steps or model.steps_for(view), once_s, 0.0
@@ -96,7 +97,7 @@ def _of_first(
         call_s = max(0.0, _seconds(lambda: model.generate(view, steps=3), clock) - once_s) / 2
         rest_s = max(0.0, once_s - call_s)
     first = Estimate(calls, call_s, rest_s)
-    if len(canvas.frames) == 1:
+    if view is canvas or len(canvas.frames) == 1:
         return first
     own, tries = estimate(_alone(model), canvas, steps, clock=clock, always=always), model.tries_for(canvas)
     return replace(own, before=first, first=f"{tries} first pictures" if tries > 1 else "the first picture")
@@ -145,15 +146,13 @@ def _first_frame(canvas: Canvas) -> Canvas:
 
 
 @torch.inference_mode()
-def _all_but_calls(model: WorldModel, canvas: Canvas) -> None:
+def _encode_and_decode(model: WorldModel, canvas: Canvas) -> None:
     height, width = (size // model.tokenizer.config.space_factor for size in canvas.frames.shape[1:3])
     latents = torch.zeros(1, len(canvas.start_level), model.tokenizer.config.channels, height, width)
     with fast_precision(model.device, model.in_bf16):
         if (canvas.start_level < 1).any():
             latents = model.tokenizer.encode(to_unit(canvas.frames[None], model.device))
         model.tokenizer.decode(latents.to(model.device)).sum().item()
-        if model.captioner is not None:
-            led_edit(model.captioner, model.tokenizer, canvas)
 
 
 def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -237,7 +237,7 @@ class WorldModel:
         how = (seed, steps, DETERMINED_POWER if asked.determined else 1.0, self._tells(asked))
         said, lead = f"generating {'x'.join(map(str, canvas.frames.shape[1:3]))}", None
         if self.captioner is not None:
-            canvas, lead = led_edit(self.captioner, self.tokenizer, canvas)
+            canvas, lead = led_edit(self.captioner, self.tokenizer, canvas, seed)
         with tqdm(total=steps, desc=said, disable=not progress, mininterval=1) as bar:
             return frames_at_once(*parts, canvas, *how, bar.update, lead)
 

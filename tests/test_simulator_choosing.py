@@ -80,18 +80,18 @@ def test_led_pictures_show_the_named_shapes_more_often_to_a_checker_that_did_not
 def test_what_is_led_agrees_more_and_all_else_stays_as_it_is(model):
     """Rows without words, and those whose next picture is the last."""
     data = torch.randn(3, 1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    lead = led(model.captioner, [[SAID], [], [SAID]], torch.full((3,), 6.0))
-    moved = lead(data, torch.tensor([[1.0], [1.0], [0.0]]))
+    lead = led(model.captioner, [[SAID], [], [SAID]], torch.full((3,), 6.0), [0, 1, 2])
+    moved = lead.moved(data, torch.tensor([[1.0], [1.0], [0.0]]))
     before, after = (agreement(SAID, model.captioner(each)) for each in (data, moved))
     assert after[0] > before[0] + 1 and torch.equal(moved[1:], data[1:])
-    assert led(model.captioner, [[]], torch.ones(1)) is None
+    assert led(model.captioner, [[]], torch.ones(1), [0]) is None
 
 
 def test_led_edits_change_what_the_words_change_and_keep_more_of_the_rest(model, scenes):
     """To a checker that did not lead them; beside edits that start from more noise and are not led."""
     alone, checker = WorldModel(model.config, model.tokenizer, model.transformer), Checker.load()
     rng, changed, kept = np.random.default_rng(0), [], []
-    for caption, picture in scenes[:14]:
+    for caption, picture in scenes[:10]:
         prompt, _, shape = swap(caption, "shape", rng)
         column = checker.colours.index(parse(prompt).things[0]["colour"])
         request = tasks.edit(picture[None], prompt, world="Orbit")
@@ -108,10 +108,10 @@ def test_only_clips_made_again_under_telling_words_are_led_and_blank_frames_stay
     picture = scenes[0][1]
     source = np.stack([picture, picture, np.full_like(picture, 127)])
     request = tasks.edit(source, scenes[0][0])
-    less, lead = led_edit(model.captioner, model.tokenizer, request)
+    less, lead = led_edit(model.captioner, model.tokenizer, request, 0)
     assert lead is not None and 1 < less.guidance < request.guidance
     data = torch.randn(1, 3, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    moved = lead(data, torch.full((1, 3), 0.5))
+    moved = lead.moved(data, torch.full((1, 3), 0.5))
     same = [torch.equal(one, other) for one, other in zip(moved[0], data[0], strict=True)]
     assert same == [False, False, True]
     for other in (
@@ -124,7 +124,7 @@ def test_only_clips_made_again_under_telling_words_are_led_and_blank_frames_stay
         tasks.text_to_video(scenes[0][0], 3),
     ):
         assert not can_lead(other)
-        assert led_edit(model.captioner, model.tokenizer, other) == (other, None)
+        assert led_edit(model.captioner, model.tokenizer, other, 0) == (other, None)
 
 
 @pytest.mark.parametrize(

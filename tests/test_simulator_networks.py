@@ -9,7 +9,7 @@ from simulator import tokenizer as tokenizer_module
 from simulator import transformer as transformer_module
 from simulator.cache import Memory, extended
 from simulator.detail import Detail, GridConv
-from simulator.flow import add_noise, move, schedule, towards, velocity
+from simulator.flow import add_noise, back, move, schedule, towards, velocity
 from simulator.grow import grown
 from simulator.optim import BatchedMuon
 from simulator.sampling import denoise, row_noise
@@ -87,6 +87,38 @@ def test_a_perfect_predictor_is_sampled_exactly_and_held_frames_stand_still(step
     assert torch.allclose(clean[:, 1:], data[:, 1:], atol=1e-5)
     assert len(levels) == steps and all(level[0, 0] == 0 for level in levels)
     assert schedule(steps)[0] == 1 and schedule(steps)[-1] == 0
+
+
+def test_what_is_taken_back_is_distributed_as_the_path_is_at_that_level():
+    """Whose mean is (1 - level) of the data, and whose noise has the level's standard deviation."""
+    g = torch.Generator().manual_seed(0)
+    data = torch.full((1, 2, 40_000, 1, 1), 3.0)
+    at, earlier = torch.tensor([[0.2, 0.4]]), torch.tensor([[0.7, 0.4]])
+    arrived = add_noise(data, torch.randn(data.shape, generator=g), at)
+    taken = back(arrived, torch.randn(data.shape, generator=g), at, earlier)
+    torch.testing.assert_close(taken.mean(dim=(2, 3, 4)), 3 * (1 - earlier), atol=0.02, rtol=0)
+    torch.testing.assert_close(taken.std(dim=(2, 3, 4)), earlier, atol=0.02, rtol=0)
+    torch.testing.assert_close(taken[:, 1], arrived[:, 1], atol=1e-3, rtol=0)  # where it already is
+
+
+def test_steps_that_are_made_once_more_end_where_those_do_that_are_made_once():
+    """Where the predictor is perfect; the last one of each pair counts."""
+    g = torch.Generator().manual_seed(1)
+    data, noise = torch.randn(2, 3, 4, 2, 2, generator=g), torch.randn(2, 3, 4, 2, 2, generator=g)
+    calls, levels = [], torch.ones(2, 3)
+
+    def predict(noisy, level, next_level):
+        calls.append((float(level[0, 0]), float(next_level[0, 0])))
+        return Prediction(data, *[None] * (len(Prediction._fields) - 1))
+
+    def again(noisy, arrived, level, next_level):
+        if level.max() == 1 or next_level.max() == 0:
+            return None
+        return back(arrived, torch.randn(arrived.shape, generator=g), next_level, level)
+
+    clean, *_ = denoise(predict, noise, levels, 4, again=again)
+    torch.testing.assert_close(clean, data)
+    assert calls == [(1, 0.75), *[(0.75, 0.5)] * 2, *[(0.5, 0.25)] * 2, (0.25, 0)]
 
 
 def test_a_closed_canvas_ends_where_it_begins():

@@ -139,9 +139,9 @@ def led_edit(
     each = [[said]]
     for count in shown[1:]:
         left = len(said.things) - max(0, shown[0] - count)
-        # relations are those at first: they change as the camera moves
         some = combinations(said.things, left) if left > 0 else ()
-        each.append([replace(said, things=things, relations=()) for things in some])
+        # who stands where, and before which wall, is said of the first frame
+        each.append([replace(said, things=things, relations=(), wall=None) for things in some])
     strides = torch.full((len(each),), STRIDE * beyond, device=next(captioner.parameters()).device)
     return replace(canvas, guidance=1 + EASED * beyond), led(captioner, each, strides, [seed])
 

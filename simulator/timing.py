@@ -88,13 +88,13 @@ def _of_led(
     always: bool,
 ) -> Estimate:
     """The time of the first pictures, which are made together, and of what follows the best of them; or of an
-    edit. Some of their steps are made twice: of three one is, of more nearly as many."""
+    edit. Some of their steps are made twice: of five steps as large a share as of more, nearly."""
     view = canvas if can_lead(canvas) else first_view(canvas)
     for _ in range(2):  # the first one warms up
         once_s = _seconds(lambda: model.generate(view, steps=1), clock)
     calls, call_s, rest_s = steps or model.steps_for(view), once_s, 0.0
     if always or once_s * calls >= CALIBRATED_FROM_S:
-        call_s = max(0.0, _seconds(lambda: model.generate(view, steps=3), clock) - once_s) / 2
+        call_s = max(0.0, _seconds(lambda: model.generate(view, steps=5), clock) - once_s) / 4
         rest_s = max(0.0, once_s - call_s)
     first = Estimate(calls, call_s, rest_s)
     if view is canvas or len(canvas.frames) == 1:

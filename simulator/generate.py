@@ -16,9 +16,10 @@ from jaxtyping import UInt8
 from recon3d.cameras import Cameras
 from recon3d.sweeps import arc, dolly, orbit, revisit
 from simulator import canvas as tasks
-from simulator.canvas import FREE, Canvas, Given, shots_of
+from simulator.canvas import DRAFT_LEVEL, Canvas, Given, shots_of
+from simulator.captions import parse
 from simulator.checkpoint import check_writable
-from simulator.choosing import TRIES, can_judge
+from simulator.choosing import TRIES
 from simulator.expand import expanded
 from simulator.memory import check_frames_fit
 from simulator.timing import TOLD_FROM_S, estimate
@@ -255,8 +256,9 @@ def check_flags(
 
 
 def tell_unknown(canvas: Canvas) -> None:
-    """Say so where words are all there is, and name nothing that the model was taught."""
-    if (canvas.start_level == FREE).all() and not can_judge(canvas):
+    """Say so where words decide what is seen, and name nothing that the model was taught."""
+    named = bool(canvas.prompts) and bool(parse(canvas.first_prompt).things)
+    if (canvas.start_level > DRAFT_LEVEL).all() and not named:
         print(f"the prompt names no thing that the model knows; {VOCABULARY}", file=sys.stderr)
 
 

@@ -10,7 +10,17 @@ import pytest
 import simulator.generate as command
 from orrery import main
 from recon3d.sweeps import arc
-from simulator.canvas import Canvas, extend, image_to_video, infill, loop, smaller, text_to_video
+from simulator.canvas import (
+    Canvas,
+    edit,
+    extend,
+    image_to_video,
+    infill,
+    loop,
+    smaller,
+    text_to_video,
+    upscale,
+)
 from simulator.timing import estimate
 from simulator.video import read_image, read_video, write_image, write_video
 from simulator.world_model import WorldModel
@@ -236,3 +246,17 @@ def test_a_picture_file_is_animated_from_itself(tmp_path: Path):
     assert run("x", "--image", str(picture), "--frames", "3", "--steps", "1", "-o", out) == 0
     first = read_video(out)[0][0].astype(float)
     assert np.abs(first - (200, 30, 40)).mean() < 4  # but for the codec
+
+
+def test_prompts_that_name_nothing_known_are_told_of_where_words_decide(capsys):
+    clip = np.zeros((2, 64, 64, 3), np.uint8)
+    for request, told in (
+        (text_to_video("a castle", 2), True),
+        (edit(clip, "a castle"), True),
+        (text_to_video("a red ball", 2), False),
+        (edit(clip, "a red ball", guidance=1.0), False),
+        (upscale(clip, "a castle", 128, 128), False),
+        (extend(clip, "a castle", 2), False),
+    ):
+        command.tell_unknown(request)
+        assert ("names no thing that the model knows" in capsys.readouterr().err) == told

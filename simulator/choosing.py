@@ -43,9 +43,7 @@ UNSURE, UNSURE_M = 0.1, 0.3  # of places: across, in half widths of the picture,
 def can_judge(canvas: Canvas) -> bool:
     """Whether a canvas knows nothing yet but words of its first frame, and they name what the captioner
     knows."""
-    if not canvas.prompts or (canvas.start_level < FREE).any():
-        return False
-    return bool(parse(canvas.first_prompt).things)
+    return bool((canvas.start_level == FREE).all()) and names_things(canvas)
 
 
 def can_lead(canvas: Canvas) -> bool:
@@ -53,7 +51,12 @@ def can_lead(canvas: Canvas) -> bool:
     name what the captioner knows."""
     level = canvas.start_level
     again = bool(((level > DRAFT_LEVEL) & (level < FREE)).all()) and len(canvas.prompts) == 1
-    return again and canvas.guidance > 1 and bool(parse(canvas.first_prompt).things)
+    return again and canvas.guidance > 1 and names_things(canvas)
+
+
+def names_things(canvas: Canvas) -> bool:
+    """Whether the words of a canvas' first frame name things that the captioner knows."""
+    return bool(canvas.prompts) and bool(parse(canvas.first_prompt).things)
 
 
 def tried_seeds(seed: int, tries: int) -> list[int]:

@@ -17,9 +17,8 @@ from recon3d.cameras import Cameras
 from recon3d.sweeps import arc, dolly, orbit, revisit
 from simulator import canvas as tasks
 from simulator.canvas import DRAFT_LEVEL, Canvas, Given, shots_of
-from simulator.captions import parse
 from simulator.checkpoint import check_writable
-from simulator.choosing import TRIES
+from simulator.choosing import TRIES, names_things
 from simulator.expand import expanded
 from simulator.memory import check_frames_fit
 from simulator.timing import TOLD_FROM_S, estimate
@@ -257,8 +256,7 @@ def check_flags(
 
 def tell_unknown(canvas: Canvas) -> None:
     """Say so where words decide what is seen, and name nothing that the model was taught."""
-    named = bool(canvas.prompts) and bool(parse(canvas.first_prompt).things)
-    if (canvas.start_level > DRAFT_LEVEL).all() and not named:
+    if (canvas.start_level > DRAFT_LEVEL).all() and not names_things(canvas):
         print(f"the prompt names no thing that the model knows; {VOCABULARY}", file=sys.stderr)
 
 

@@ -2,10 +2,11 @@
 or without actions (classifier-free guidance, Ho & Salimans 2022). It costs a second take of the frame,
 which shares the call unless words pull.
 
-What is pulled goes to the mean of what may come, which the pull keeps sharp and whole: nearer to the truth than
-a drawn step, and, where things fall, in one piece. Where actions decide what comes, as in Room and Orbit, they
-pull; in the Lab, where a first frame does not tell how fast things fly, words do. The more is in doubt, the
-more the mean is blurred, and the stronger is the pull.
+Where actions decide what comes, as in Room and Orbit, they pull, and the step goes to the mean of what may
+come: nearer to the truth than one that is drawn, and the pull keeps it sharp. In the Lab a first frame does
+not tell how fast things fly. Drawn steps, each from noise of its own, break them up; the mean makes them
+fade. So words pull there, and the network is told to go half of the way (shortcut models, Frans et al. 2025),
+between the mean and a draw: things fall in one piece. The more is in doubt, the stronger is either pull.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from simulator.flow import Levels
@@ -22,6 +23,7 @@ from simulator.sampling import guided
 from simulator.transformer import Conditions, Prediction
 
 AT_FIRST = 0.2  # of the pull; all of it where the error is that of any other picture, which is 1
+TOLD_BY_WORDS, TOLD_BY_ACTIONS = 0.5, 0.0  # share of its way that the network is told to go where these pull
 
 
 class Pull(NamedTuple):
@@ -29,11 +31,11 @@ class Pull(NamedTuple):
 
     strength: Float[Tensor, "b 1 1 1 1"]
     without: Conditions
-    pulled: Bool[Tensor, "b 1"]
+    told: Float[Tensor, "b 1"]
 
     def goal(self, level: Levels, next_level: Levels) -> Levels:
-        """Where the network is told that a step leads: nowhere, for the mean, or on."""
-        return torch.where(self.pulled, level, next_level)
+        """Where the network is told that a step leads: nowhere, for the mean of what may come, or on."""
+        return torch.lerp(level, next_level, self.told)
 
     def on(self, found: Prediction, without: Prediction) -> Prediction:
         """A prediction under all conditions, pulled away from the one without some."""
@@ -48,21 +50,20 @@ def pull_of(
     doubts: Sequence[float],
 ) -> Pull:
     """The pull on rows under these conditions, by their worlds' settings (1, or none: no pull), as far as
-    they are told anything; where both are set, by their actions. It grows with the error that each row expects
-    by now, from `AT_FIRST` of it: that of words with the mean squared error (`doubts`), that of actions with
-    its root. worlds: their names, by number."""
+    they are told anything; where both are, by their actions. It grows with the error that each row expects by
+    now (the root of its mean squared error, `doubts`), from `AT_FIRST` of it. worlds: names, by number."""
     names: list[str] = [worlds[int(world)] for world in conditions.world.tolist()]
     doubt = torch.tensor(doubts, dtype=torch.float32, device=conditions.world.device).clamp(max=1)
-    drops, strength = [], torch.ones_like(doubt)
-    for told, settings, grown in (
-        (conditions.text_known, words, doubt),
-        (conditions.actions_known, actions, doubt.sqrt()),
+    grown = AT_FIRST + (1 - AT_FIRST) * doubt.sqrt()
+    strength, way, kept = torch.ones_like(doubt), torch.ones_like(doubt), []
+    for known, settings, told in (
+        (conditions.text_known, words, TOLD_BY_WORDS),
+        (conditions.actions_known, actions, TOLD_BY_ACTIONS),
     ):
-        most = torch.tensor([settings.get(name, 1.0) for name in names], device=told.device)
-        drops.append((most != 1) & told.any(dim=1))
-        strength = torch.where(drops[-1], 1 + (AT_FIRST + (1 - AT_FIRST) * grown) * (most - 1), strength)
-    by_words, by_actions = (drop[:, None] for drop in drops)
-    without = conditions._replace(
-        text_known=conditions.text_known & ~by_words, actions_known=conditions.actions_known & ~by_actions
-    )
-    return Pull(strength[:, None, None, None, None], without, by_words | by_actions)
+        most = torch.tensor([settings.get(name, 1.0) for name in names], device=doubt.device)
+        drop = (most != 1) & known.any(dim=1)
+        strength = torch.where(drop, 1 + grown * (most - 1), strength)
+        way = way.masked_fill(drop, told)
+        kept.append(known & ~drop[:, None])
+    without = conditions._replace(text_known=kept[0], actions_known=kept[1])
+    return Pull(strength[:, None, None, None, None], without, way[:, None])

@@ -145,6 +145,15 @@ def test_the_track_follows_the_ball_to_a_tenth_of_a_pixel_and_not_its_shadow():
     assert np.abs(track.centroid_px[:, 0] - rows).max() < 0.15
 
 
+def test_a_thing_that_changes_its_size_on_its_way_is_not_judged_and_one_that_comes_nearer_is():
+    heights = fallen(9.81, count=8)
+    for growth, judged in ((1.05, True), (1.25, False)):  # of the radius, in each frame
+        clip = [rendered([height], radius_m=0.1 * growth**index)[0] for index, height in enumerate(heights)]
+        value = free_fall(np.stack(clip), 10.0, fixed_camera(len(clip)))[0]
+        assert value.judged == judged
+        assert judged or "not seen whole: its area changes by a factor of 1." in value.reason
+
+
 def test_falls_of_several_clips_combine_with_an_interval():
     cameras = fixed_camera(14)
     falls = [free_fall(rendered(fallen(9.81, start_m=start)), 10.0, cameras) for start in (2.0, 2.1, 2.2)]

@@ -74,10 +74,9 @@ def test_a_known_number_of_wrong_counts_gives_that_share(checker):
 
 
 def test_pictures_that_do_not_depend_on_their_prompt_score_chance(checker):
-    asks = held_out_asks(200, 0)
-    generator = np.random.default_rng(0)
-    others = [held_out_asks(200, 9)[k] for k in generator.permutation(200)]
-    pictures = np.stack([written(*ask.things) for ask in others])
+    asks, others = held_out_asks(200, 0), held_out_asks(200, 9)
+    order = np.random.default_rng(0).permutation(200)
+    pictures = np.stack([written(*others[k].things) for k in order])
     for m in arrangement(asks, pictures, checker):
         assert m.chance is not None and m.interval[0] - 0.1 < m.chance < m.interval[1] + 0.1, m
         assert m.verdict == "inconsistent" or m.name == "prompt_left_right_if_seen"

@@ -98,7 +98,7 @@ def test_cameras_that_fit_their_pictures_are_told_from_wrong_ones(orbit):
     assert true.matches >= 100
     assert true.px < 0.5 * WORST_MISFIT * SIDE and true.focal_px > true.px
     assert axes.px > WORST_MISFIT * SIDE
-    for factor in (0.6, 1.5, 2.0):
+    for factor in (0.6, 2.0):
         found = misfit(frames, zoomed(cameras, factor))
         assert found.focal_px < FOCAL_FITS * found.px
         assert found.focal_factor * factor == pytest.approx(1.0, rel=0.2)

@@ -96,7 +96,7 @@ def test_weights_gradients_optimizer_and_average_are_the_bytes_that_a_step_leave
 
 
 def test_processes_share_memory_and_recomputing_saves_it_for_more_arithmetic():
-    training, config = replace(TRAININGS["tiny"], micro_batches=2), replace(TINY, layers=8)
+    training, config = replace(TRAININGS["tiny"], micro_batches=2), replace(TINY, layers=5)
     alone = estimate(config, training, (8, 8), 8, Processes(), False)
     four = estimate(config, training, (8, 8), 8, Processes(count=4), False)
     again = estimate(config, training, (8, 8), 8, Processes(), True)

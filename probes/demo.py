@@ -117,7 +117,7 @@ def demo(
     prompt: str | None = None,
     checkpoint: str = "default",
     steps: int = 60,
-    drops: int = 4,
+    drops: int = 8,
     preset: Preset = "cpu",
     track: bool = True,
 ) -> int:
@@ -252,15 +252,14 @@ def rebuild(video: Frames, cameras: Cameras, preset: Preset, seed: int) -> Rebui
 
 
 def drop(model: WorldModel, seed: int, count: int) -> Falls:
-    """Drops in the reference Lab, and the same from its first pictures in the dream, each measured and
-    pooled.
-    """
+    """Drops of one thing in the reference Lab, and the same from its first pictures in the dream, each
+    measured and pooled."""
     env = gymnasium.make("orrery/Lab-v0", disable_env_checker=True)
     still = np.zeros(model.action_size("Lab"), np.float32)
     dreams, truths, found, expected = [], [], [], []
     for k in tqdm(range(count), desc="drops", unit="drop", leave=False):
         scene = HELD_OUT_SEED + seed + k
-        first, info = env.reset(seed=scene, options={"scene": {"kind": "drop"}})
+        first, info = env.reset(seed=scene, options={"scene": {"kind": "drop", "things": [{}]}})
         state, _, _ = model.start([info["prompt"]], "Lab", [scene], images=first[None])
         real, dreamt = [first], [first]
         for _ in range(FALL_STEPS):

@@ -360,7 +360,7 @@ def combine_falls(clips: list[list[Measurement]], *, target_m_s2: float = GRAVIT
         inside = acceleration.interval[0] <= target_m_s2 <= acceleration.interval[1]
         verdict = "consistent" if off <= TOLERANCE or inside else "inconsistent"
         acceleration = replace(acceleration, verdict=verdict, target=target_m_s2)
-    if residual.judged:  # of the mean's interval, what a residual can be
+    if residual.judged and math.isfinite(residual.interval[1]):  # of the mean's, what a residual can be
         residual = replace(residual, interval=(max(0.0, residual.interval[0]), residual.interval[1]))
     count = sum(clip[0].judged for clip in clips)
     share = Measurement(

@@ -64,9 +64,9 @@ class WorldModelConfig:
     height: int  # of the pictures it was trained on
     width: int
     time_step_s: float = 0.1  # one control step
-    sampler_steps: int = 4  # network calls for one latent step of a rollout
+    sampler_steps: int = 1  # network calls for one latent step of a rollout
     clip_steps: int = 16  # network calls for a whole canvas (see `WorldModel.steps_for`)
-    schedule_power: float = 3.0  # of a rollout's noise levels; above 1: denser near 0
+    schedule_power: float = 1.0  # of a rollout's noise levels; above 1: denser near 0
     context_noise: float = 0.05  # noise level at which the past is kept
     large_steps: bool = False  # whether the network is told how far the sampler steps
     commit: bool = True  # a latent step is kept as it came out, or else as the sampler's last call had it

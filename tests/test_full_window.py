@@ -28,7 +28,8 @@ def model() -> WorldModel:
     with torch.no_grad():
         for parameter in (*transformer.parameters(), *tokenizer.parameters()):
             parameter.add_(0.05 * torch.randn(parameter.shape))
-    return WorldModel(WorldModelConfig(("Room",), {"Room": 5}, 32, 32), tokenizer, transformer)
+    config = WorldModelConfig(("Room",), {"Room": 5}, 32, 32, sampler_steps=4)
+    return WorldModel(config, tokenizer, transformer)
 
 
 def rollout(model: WorldModel, steps: int, seed: int = 0):

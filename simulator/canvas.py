@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -18,15 +18,8 @@ from simulator.video import Frames, resize
 HELD, FREE = 0.0, 1.0
 DRAFTED_FROM = 2.0  # times the pixels of the training, above which a canvas is drafted smaller first
 DRAFT_LEVEL = 0.7  # noise from which a draft keeps its composition and gets details of its own
-BESIDE_LEVEL = 0.5  # the same beside frames that are held, which show the details
+BESIDE_LEVEL = 0.5  # the same beside frames that are held, which show the details; half way to the draft
 Actions = Float[np.ndarray, "steps a"]
-
-
-class Draft(NamedTuple):
-    """What a control step's frames are to be made from: re-noised to that level, in (0, 1]."""
-
-    frames: UInt8[np.ndarray, "b f h w 3"]
-    level: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,8 @@ class Canvas:
         prompt: what is to be seen, or one prompt for each shot; None means without words.
         frames: pixels where known; anything where not.
         start_level: noise level that each latent step starts from: 1 unknown; 0 known and held; between,
-            known, re-noised to that level and free to move.
+            known, re-noised to that level and free to move (where it is walked: made from noise alone, and
+            what it shows coarsely then follows what is known by 1 minus that).
         world: name of the world whose actions and habits apply, or None.
         actions: in [-1, 1], the one that leads from each latent step to the next, or None.
         cameras: one for each latent step (only their poses relative to the first count), or None.

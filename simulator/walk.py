@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from recon3d.cameras import Cameras
 from simulator.actions import MOTIONS, UNDONE, Motion
-from simulator.canvas import FREE, HELD, Canvas, Draft, edit
-from simulator.video import Frames
+from simulator.canvas import FREE, HELD, Canvas, edit
+from simulator.video import Frames, resize
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ class Dreamer(Protocol):
 
     def start(self, prompts: Any, world: str | None, seeds: Any, *, images: Any = None) -> tuple: ...
 
-    def step(self, state: Any, actions: Any, draft: Draft | None = None) -> tuple: ...
+    def step(self, state: Any, actions: Any) -> tuple: ...
 
     def observe(self, state: Any, frames: Any, actions: Any) -> Any: ...
 
@@ -176,9 +176,10 @@ def walked(
                 if view >= 0 and canvas.held[view]:
                     state = walker.observe(state, video[None, place(view)], action)
                 else:
-                    level = canvas.start_level[view] if view >= 0 else FREE
-                    draft = None if level == FREE else Draft(video[None, place(view)], float(level))
-                    state, frames, *_ = walker.step(state, action, draft)
+                    before, (state, frames, *_) = state, walker.step(state, action)
+                    if view >= 0 and (level := float(canvas.start_level[view])) < FREE:
+                        frames = met(frames[0], video[place(view)], level)[None]
+                        state = walker.observe(before, frames, action)
                     if view >= 0:
                         video[place(view)] = frames[0]
                 bar.update()
@@ -189,6 +190,18 @@ def walked(
         made = model.generate(request, seed=seed, steps=steps, progress=progress)
         video[part][~request.held] = made[~request.held]
     return video
+
+
+def met(made: Frames, draft: Frames, level: float) -> Frames:
+    """Frames whose coarse parts, what is seen of them at half their size, went over to the draft's by
+    1 - level. Two guesses of one picture are together nearer to the truth than either is; its details are
+    known at its own size alone."""
+    height, width = made.shape[1:3]
+    own, other = (
+        resize(resize(video, height // 2, width // 2), height, width).astype(np.float32)
+        for video in (made, draft)
+    )
+    return np.clip(np.rint(made + (1 - level) * (other - own)), 0, 255).astype(np.uint8)
 
 
 def meetings(canvas: Canvas, legs: list[Leg]) -> list[tuple[slice, Canvas]]:

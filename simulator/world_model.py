@@ -27,7 +27,6 @@ from simulator.canvas import (
     DRAFT_LEVEL,
     FREE,
     Canvas,
-    Draft,
     check_size,
     drafted,
     from_draft,
@@ -345,7 +344,7 @@ class WorldModel:
 
     @inference
     def step(
-        self, state: State, actions: Float[np.ndarray, "b a"] | None, draft: Draft | None = None
+        self, state: State, actions: Float[np.ndarray, "b a"] | None
     ) -> tuple[
         State,
         UInt8[np.ndarray, "b f h w 3"],
@@ -353,11 +352,11 @@ class WorldModel:
         Bool[np.ndarray, " b"],
         Float[np.ndarray, " b"],
     ]:
-        """One control step of every row, under actions or (None) whatever may happen, from noise or a draft:
-        new state, its frames, reward, terminated, and uncertainty (the error that is expected of its last
-        frame, root mean square in grey levels: `doubt.py`)."""
+        """One control step of every row, under actions or (None) whatever may happen: new state, its frames,
+        reward, terminated, and uncertainty (the error that is expected of its last frame, root mean square in
+        grey levels: `doubt.py`)."""
         conditions = self._step_conditions(state, actions)
-        settled, latents, first, last = self._new_latents(state, conditions, draft)
+        settled, latents, first, last = self._new_latents(state, conditions)
         state = self._made(settled, conditions, latents) if self.config.commit else self._kept(settled, last)
         doubts = doubt.KEPT * np.array(state.doubts) + first.expected_error.numpy()
         video, decoder = self._networks.decode_stream(latents, state.decoder)
@@ -426,7 +425,7 @@ class WorldModel:
         return torch.cat([row_noise([seed], 2 * age + draw, shape, self.device) for seed, age in positions])
 
     def _new_latents(
-        self, state: State, conditions: Conditions, draft: Draft | None
+        self, state: State, conditions: Conditions
     ) -> tuple[State, Latents, Prediction, Prediction]:
         """The next latent step, the sampler's first and last predictions, and the state in which the step
         before is remembered."""
@@ -446,10 +445,7 @@ class WorldModel:
             settled, found, without = self._both(settled, conditions, pull.without, noisy, level, goal)
             return pull.on(found, without)
 
-        start = torch.full((len(state.seeds), 1), draft.level if draft else FREE, device=self.device)
-        if draft is not None:
-            frames = to_unit(draft.frames, self.device)
-            noise = add_noise(self.tokenizer.encode_stream(frames, start=False), noise, start)
+        start = torch.full((len(state.seeds), 1), FREE, device=self.device)
         latents, first, last = denoise(predict, noise, start, config.sampler_steps, config.schedule_power)
         return settled, latents, first, last
 

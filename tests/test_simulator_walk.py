@@ -11,10 +11,11 @@ import torch
 
 from recon3d.cameras import Cameras, concatenate
 from recon3d.sweeps import arc, dolly, orbit, revisit
-from simulator.canvas import Canvas, Draft, extend, extend_back, image_to_video, infill, loop, text_to_video
+from simulator.canvas import Canvas, extend, extend_back, image_to_video, infill, loop, text_to_video
 from simulator.metrics import psnr
 from simulator.timing import estimate
-from simulator.walk import first_view, legs_of, meetings
+from simulator.video import resize
+from simulator.walk import first_view, legs_of, meetings, met
 from simulator.world_model import WorldModel
 
 
@@ -267,18 +268,32 @@ def test_what_a_draft_shows_is_followed_the_closer_the_less_noise_it_gets(model:
     """The true frames are the draft: they are what the frames made are nearest to, the more so."""
     truth, actions = told(6, 7)
     request = image_to_video(truth[0], None, 7, world="Room", actions=actions)
-    request = replace(request, frames=truth.copy())
-    near = []
+    alone, near = model.generate(request, seed=2), []
     for level in (0.1, 0.5, 1.0):
-        drafted = replace(request, start_level=np.array([0, *[level] * 6], np.float32))
+        start = np.array([0, *[level] * 6], np.float32)
+        drafted = replace(request, frames=truth.copy(), start_level=start)
         assert [leg.views.tolist() for leg in legs_of(model, drafted)] == [[*range(1, 7)]]
         video = model.generate(drafted, seed=2)
         assert np.array_equal(video[0], truth[0])
         near.append(psnr(video[1:], truth[1:]).mean())
     assert near[0] > near[1] + 1 > near[2] + 2 and near[0] > 25
-    state, *_ = model.start([None], "Room", [2], images=truth[:1])
-    ours = model.step(state, actions[:1], Draft(truth[None, 1:2], 1.0))[1]
-    assert np.array_equal(ours, model.step(state, actions[:1])[1]), "noise alone says nothing of a draft"
+    assert np.array_equal(video, alone), "noise alone says nothing of a draft"
+
+
+def test_frames_meet_a_draft_in_what_is_coarse_and_keep_their_details():
+    rng = np.random.default_rng(3)
+    blobs = [resize(rng.integers(60, 180, (3, 4, 8, 3), dtype=np.uint8), 16, 32) for _ in range(2)]
+    made, draft = (blob + rng.integers(0, 20, blob.shape, dtype=np.uint8) for blob in blobs)
+
+    def parts(video):
+        coarse = resize(resize(video, 8, 16), 16, 32).astype(float)
+        return coarse, video - coarse
+
+    assert np.array_equal(met(made, draft, 1.0), made) and np.array_equal(met(made, made, 0.0), made)
+    coarse, fine = zip(*(parts(met(made, draft, level)) for level in (1.0, 0.5, 0.0)), strict=True)
+    far = [np.abs(each - parts(draft)[0]).mean() for each in coarse]
+    assert far[1] == pytest.approx(far[0] / 2, rel=0.1) and far[2] < 0.2 * far[0]
+    assert np.corrcoef(fine[0].ravel(), fine[2].ravel())[0, 1] > 0.9
 
 
 def test_a_rollout_longer_than_memory_holds_as_one_clip_is_made(model: WorldModel, monkeypatch):

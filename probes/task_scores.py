@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypedDict
 
 import numpy as np
@@ -24,7 +25,7 @@ TURN_SEED = 900_000_300  # of the first reference scene that is gone around
 Pair = tuple[float, float]  # the model's score and the baseline's, of one episode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart by identity, so that what two tasks judge is made once
 class Held:
     """What the tasks are judged on: the model, held-out episodes by world and size, and a checker."""
 
@@ -172,16 +173,19 @@ def edit_layout(held: Held) -> list[Pair]:
     ]
 
 
-def edited(held: Held, word: str) -> Iterator[tuple[Frames, Frames, str, str, str]]:
+@cache
+def edited(held: Held, word: str) -> list[tuple[Frames, Frames, str, str, str]]:
     """True clips, the same made again with one word of their prompts changed, these prompts, and the old word
     and the new one."""
-    rng = np.random.default_rng(0)
+    rng, found = np.random.default_rng(0), []
     for e in held.short(("Orbit",)):
         if not parse(e.prompt).things:
             continue
         prompt, old, new = swap(e.prompt, word, rng)
         source = e.frames[: FRAMES // 2]
-        yield source, made(held, canvas.edit(source, prompt, world="Orbit"), e.seed), prompt, old, new
+        video = made(held, canvas.edit(source, prompt, world="Orbit"), e.seed)
+        found.append((source, video, prompt, old, new))
+    return found
 
 
 def text_to_image(held: Held, times: int = 1) -> list[Pair]:
@@ -302,12 +306,16 @@ def kept_layout(held: Held, height: int, width: int) -> list[Pair]:
     ]
 
 
-def made_again(held: Held, height: int, width: int) -> Iterator[tuple[Frames, np.ndarray, np.ndarray]]:
+@cache
+def made_again(held: Held, height: int, width: int) -> list[tuple[Frames, Frames, Frames]]:
     """True clips of that size, the same shrunk to the model's own, and these made again at full size."""
+    found = []
     for e in held.of("Orbit", height, width, FRAMES // 2):
         truth = e.frames[: FRAMES // 2]
         draft = resize(truth, held.model.height, held.model.width)
-        yield truth, draft, made(held, canvas.upscale(draft, e.prompt, height, width, world="Orbit"), e.seed)
+        video = made(held, canvas.upscale(draft, e.prompt, height, width, world="Orbit"), e.seed)
+        found.append((truth, draft, video))
+    return found
 
 
 def correlation(a: Frames, b: Frames) -> float:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from simulator.canvas import Canvas, from_draft
+from simulator.canvas import FREE, Canvas, from_draft
 from simulator.choosing import can_judge, can_lead
 from simulator.precision import fast_precision
 from simulator.video import to_unit
-from simulator.walk import Leg, first_view, legs_of, meetings
+from simulator.walk import Leg, first_view, legs_of, meetings, stepped
 from simulator.world_model import WorldModel
 
 TOLD_FROM_S = 5.0
@@ -117,7 +117,7 @@ def _of_walk(
     always: bool,
 ) -> Estimate:
     """The first picture's time where it is to be made, that of a control step (the third, as the first two
-    remember less), and of what is made at once where ways meet."""
+    remember less; beside a draft where there is one), and of what is made at once where ways meet."""
     before = None
     if not canvas.held.any():
         before = estimate(model, first_view(canvas), steps, clock=clock, always=always)
@@ -126,9 +126,11 @@ def _of_walk(
     prompt = canvas.prompts[0] if canvas.prompts else None
     state, *_ = model.start([prompt], canvas.world, [0], images=canvas.frames[:1])
     taken, action = [], None if legs[0].actions is None else legs[0].actions[:1]
+    level = float(canvas.start_level.max())
+    draft = canvas.frames[: model.frames_per_step] if level < FREE else None
     for _ in range(3):
         begun = clock()
-        state, *_ = model.step(state, action)
+        state, _ = stepped(model, state, action, draft, level)
         taken.append(clock() - begun)
     steps, meeting_s = sum(len(leg.views) for leg in legs), sum((part.seconds for part in meet), 0.0)
     return Estimate(steps, taken[-1], meeting_s, before, "the first view")

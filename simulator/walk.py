@@ -176,12 +176,11 @@ def walked(
                 if view >= 0 and canvas.held[view]:
                     state = walker.observe(state, video[None, place(view)], action)
                 else:
-                    before, (state, frames, *_) = state, walker.step(state, action)
-                    if view >= 0 and (level := float(canvas.start_level[view])) < FREE:
-                        frames = met(frames[0], video[place(view)], level)[None]
-                        state = walker.observe(before, frames, action)
+                    drafted = view >= 0 and canvas.start_level[view] < FREE
+                    draft = video[place(view)] if drafted else None
+                    state, frames = stepped(walker, state, action, draft, float(canvas.start_level[view]))
                     if view >= 0:
-                        video[place(view)] = frames[0]
+                        video[place(view)] = frames
                 bar.update()
     if canvas.closed and not canvas.held[-1]:
         video[-1] = video[0]
@@ -190,6 +189,17 @@ def walked(
         made = model.generate(request, seed=seed, steps=steps, progress=progress)
         video[part][~request.held] = made[~request.held]
     return video
+
+
+def stepped(
+    walker: Dreamer, state: Any, action: Float[np.ndarray, "1 a"] | None, draft: Frames | None, level: float
+) -> tuple[Any, Frames]:
+    """One control step of a walk: its state and frames, which meet the draft if there is one (`met`)."""
+    after, (frames, *_), *_ = walker.step(state, action)
+    if draft is None:
+        return after, frames
+    frames = met(frames, draft, level)
+    return walker.observe(state, frames[None], action), frames
 
 
 def met(made: Frames, draft: Frames, level: float) -> Frames:

@@ -296,13 +296,14 @@ def keep(
     learner: Learner[Transformer], averages, job: Job, encoder, buckets, run: Run, processes: Processes
 ) -> None:
     """Write the model so far, what a resumed run needs, a line of metrics and a preview."""
+    seconds = round(learner.clock.seconds)  # a resumed run goes on from no less, however long saving takes
     save_run(job.out / RESUME, learner, processes, job.training.micro_batches)
     average, clock, out = gathered(learner.ema, processes), learner.clock, job.out
     if average is None:
         return
     save(out, average, job.tokenizer, buckets, job.training, clock, job.start_from)
     with (out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": clock.step, "seconds": round(clock.seconds), **averages}) + "\n")
+        file.write(json.dumps({"step": clock.step, "seconds": seconds, **averages}) + "\n")
     episodes = buckets[0]
     model = WorldModel.load(out, next(average.parameters()).device)
     preview(out, model, episodes, encoder, run)

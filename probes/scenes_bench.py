@@ -26,7 +26,7 @@ from probes.tables import aligned
 from recon3d import nerf, sweeps
 from recon3d.cameras import Cameras
 from recon3d.extraction import NothingExtracted, extract
-from recon3d.mesh import Mesh, MeshScore, cleaned, score, silhouette_iou
+from recon3d.mesh import DepthMaps, Mesh, MeshScore, cleaned, score, silhouette_iou
 from recon3d.views import resized
 
 VIEWS = 40
@@ -88,7 +88,7 @@ def scored_scene(seed: int, size: int, preset: str = "cpu", views: int = VIEWS) 
     mesh = cleaned(made.mesh(maps=maps))
     mesh_s = time.perf_counter() - start
     radius, focus = made.radius_m, made.similarity.centre.cpu()
-    maps = nerf.DepthMaps(maps.chosen.cpu(), maps.cameras.to("cpu"), maps.depth.cpu())
+    maps = DepthMaps(maps.chosen.cpu(), maps.cameras.to("cpu"), maps.depth.cpu())
 
     def compared(faces: Bool[Tensor, " f"] | None) -> MeshScore:
         return score(
@@ -113,7 +113,7 @@ def scored_scene(seed: int, size: int, preset: str = "cpu", views: int = VIEWS) 
 def cut_out(
     scene: Scene,
     mesh: Mesh,
-    maps: nerf.DepthMaps,
+    maps: DepthMaps,
     focus: Float[Tensor, " 3"],
     voxel_m: float,
     frames: UInt8[Tensor, "n h w 3"] | None = None,

@@ -8,7 +8,6 @@ seen, too: the underside stands on the plane. Metres, the world's axes.
 from dataclasses import dataclass
 
 import numpy as np
-import open3d
 import torch
 import trimesh
 from jaxtyping import Bool, Float, UInt8
@@ -17,7 +16,7 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from recon3d.cameras import Cameras
-from recon3d.mesh import Mesh, camera_depths, sample_surface, seen_by, silhouettes
+from recon3d.mesh import Mesh, camera_depths, large_planes, sample_surface, seen_by, silhouettes
 from recon3d.outlines import beyond_outlines, made_solid, outlines, pixels_of
 
 LEAST_PLANE_SHARE = 0.05  # of the surface around the focus; less is no table
@@ -92,34 +91,21 @@ def extract(
 def support_plane(
     scene: Mesh, cameras: Cameras, tolerance_m: float, seed: int = 0
 ) -> Float[Tensor, " 4"] | None:
-    """The plane that things stand on: large, level in the cameras' pictures, with all cameras above it.
-
-    Planes are taken off one after the other (RANSAC; Fischler and Bolles 1981), because a wall may be larger.
+    """The plane that things stand on: large, level in the cameras' pictures, with all cameras above it; None
+    where there is none. A wall may be larger.
 
     Returns:
-        (a, b, c, d) with (a, b, c) of length 1 and pointing to the cameras; None where there is none.
+        (a, b, c, d) with (a, b, c) of length 1 and pointing to the cameras.
     """
     if len(scene.faces) < 10:
         return None
-    generator = torch.Generator().manual_seed(seed)
-    rest = sample_surface(scene, 8000, generator).double()
-    least, up = LEAST_PLANE_SHARE * len(rest), -cameras.c2w[:, :3, 1].cpu().double().mean(0)
-    open3d.utility.random.seed(seed)
-    for _ in range(6):
-        if len(rest) < max(least, 10):
-            return None
-        cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(rest.numpy()))
-        found, inliers = cloud.segment_plane(tolerance_m, 3, 500)
-        plane = torch.from_numpy(np.asarray(found))
-        plane = plane / plane[:3].norm()
+    surface = sample_surface(scene, 8000, torch.Generator().manual_seed(seed))
+    up = -cameras.c2w[:, :3, 1].cpu().double().mean(0)
+    for plane in large_planes(surface, tolerance_m, LEAST_PLANE_SHARE, seed):
         height = cameras.centres.cpu().double() @ plane[:3] + plane[3]
         plane, height = (plane, height) if height.mean() > 0 else (-plane, -height)
-        level = plane[:3] @ up > 0.5 * up.norm() and bool((height > 0).all())
-        if len(inliers) >= least and level:
+        if plane[:3] @ up > 0.5 * up.norm() and bool((height > 0).all()):
             return plane.float()
-        keep = torch.ones(len(rest), dtype=torch.bool)
-        keep[torch.tensor(inliers)] = False
-        rest = rest[keep]
     return None
 
 

@@ -12,7 +12,7 @@ from recon3d import assets
 from recon3d.cameras import Cameras
 from recon3d.convex import check_parts
 from recon3d.extraction import extract, level_turn
-from recon3d.mesh import Mesh, cleaned, decimated, fuse, keep_inside
+from recon3d.mesh import Mesh, cleaned, decimated
 from recon3d.mjcf import check_density, write_mjcf
 from recon3d.nerf import Reconstruction
 from recon3d.texture import TEXTURE_LIMITS_PX, Shots, Textured, painted, seen_psnr, textured
@@ -100,13 +100,17 @@ def shaped(
     if not form.extract and not form.texture:
         mesh = decimated(cleaned(result.mesh(progress=progress)), form.most_faces)
         return Shape(mesh, mesh, mesh, torch.eye(3, dtype=torch.float64), False)
-    chosen, cameras, depth = result.depth_maps(progress=progress)
+    maps = result.depth_maps(progress=progress)
+    maps = maps._replace(cameras=maps.cameras.to("cpu"), depth=maps.depth.cpu())
+    chosen, cameras, depth, _ = maps
     pictures = result.frames[chosen.to(result.frames.device)].cpu()
-    own, cameras, depth = result.cameras[chosen].to("cpu"), cameras.to("cpu"), depth.cpu()
-    focus, voxel_m = result.similarity.centre.cpu(), result.voxel_m(cameras)
-    near = keep_inside(cameras, depth, focus, result.radius_m)
+    own, focus, voxel_m = (
+        result.cameras[chosen].to("cpu"),
+        result.similarity.centre.cpu(),
+        result.voxel_m(cameras),
+    )
     frames = resized(pictures, cameras.height, cameras.width)
-    scene = cleaned(fuse(frames, near, cameras, voxel_m))
+    scene = cleaned(maps.fused(frames, focus, result.radius_m, voxel_m))
     turn = torch.eye(3, dtype=torch.float64)
     if form.extract and len(scene.faces):
         cut = None if masks is None else _masks_of(result, masks, chosen.cpu(), cameras)

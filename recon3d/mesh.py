@@ -4,7 +4,9 @@ Open3D takes w2c and camera z as depth. Its block grid reads the pixel that a pr
 centres are at 0.5 there as here (its older volumes round instead: centres at integers); a test measures it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import open3d
@@ -62,6 +64,31 @@ class MeshScore:
     f_score: tuple[float, ...]
     normal_consistency: float
     support: int
+
+
+class DepthMaps(NamedTuple):
+    """How deep some of the training views see.
+
+    Attributes:
+        chosen: which of the training views.
+        cameras: theirs, at the maps' size.
+        depth: camera z, metres; 0 where unknown, inf where there is no surface.
+        own: whether it is a radiance field's own depth, of one scene already, that no picture corrects.
+    """
+
+    chosen: Int[Tensor, " n"]
+    cameras: Cameras
+    depth: Float[Tensor, "n h w"]
+    own: bool = False
+
+    def fused(
+        self, frames: UInt8[Tensor, "n h w 3"], centre: Float[Tensor, " 3"], radius_m: float, voxel_m: float
+    ) -> Mesh:
+        """The surface inside a ball around a point, of the colours of the chosen frames, at the maps' size.
+        Where depth is a field's own, one view's is enough, and as much of it is averaged as can be."""
+        near = keep_inside(self.cameras, self.depth, centre, radius_m)
+        how = {"truncation_voxels": 8.0, "fewest_views": 1} if self.own else {}
+        return fuse(frames, near, self.cameras, voxel_m, **how)
 
 
 def fuse(
@@ -134,6 +161,30 @@ def cleaned(mesh: Mesh, smallest_share: float = 0.02, smoothing: int = 0) -> Mes
     if smoothing:
         surface = surface.filter_smooth_taubin(smoothing)
     return _from_open3d(surface)
+
+
+def large_planes(
+    points: Float[Tensor, "p 3"], tolerance_m: float, least_share: float, seed: int = 0, rounds: int = 6
+) -> Iterator[Float[Tensor, " 4"]]:
+    """The planes near which much of some points lies, taken off one after the other (RANSAC; Fischler and
+    Bolles 1981).
+
+    Yields:
+        (a, b, c, d) with (a, b, c) of length 1, float64: a x + b y + c z + d is how far above it a point is.
+    """
+    rest, least = points.cpu().double(), max(least_share * len(points), 10)
+    open3d.utility.random.seed(seed)
+    for _ in range(rounds):
+        if len(rest) < least:
+            return
+        cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(rest.numpy()))
+        found, inliers = cloud.segment_plane(tolerance_m, 3, 500)
+        plane = torch.from_numpy(np.asarray(found))
+        if len(inliers) >= least:
+            yield plane / plane[:3].norm()
+        keep = torch.ones(len(rest), dtype=torch.bool)
+        keep[torch.tensor(inliers)] = False
+        rest = rest[keep]
 
 
 def decimated(mesh: Mesh, faces: int) -> Mesh:

@@ -12,7 +12,7 @@ converted here, once.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from recon3d.cameras import Cameras
 from recon3d.field import FieldConfig
-from recon3d.mesh import Mesh, PointCloud, fuse, keep_inside
+from recon3d.mesh import DepthMaps, Mesh, PointCloud
 from recon3d.nerf_model import RATES, OrreryNerfModel, OrreryNerfModelConfig
 from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download
 from recon3d.refinement import fitted_poses, psnr_after_gain, reanchored
 from recon3d.similarity import NothingReconstructed, Similarity, focus_similarity
-from recon3d.stereo import agreed_by_most, corrected_depths
+from recon3d.stereo import corrected_depths, steadied, trusted
 from recon3d.torchvision_operators import declare_missing_operators
 from recon3d.training_rays import TrainingRays, training_rays
 from recon3d.views import HeldOut, View, as_uint8, normals_from_depth, psnr, resized, score_held_out
@@ -242,12 +242,6 @@ def fit(
     return model.eval(), done
 
 
-class DepthMaps(NamedTuple):
-    chosen: Int[Tensor, " n"]  # of the training views
-    cameras: Cameras  # theirs, at the maps' size
-    depth: Float[Tensor, "n h w"]  # camera z, metres; 0 where views disagree, inf where there is no surface
-
-
 @dataclass(frozen=True)
 class Reconstruction:
     """A trained radiance field in metres.
@@ -283,7 +277,7 @@ class Reconstruction:
 
     def depth_maps(self, side: int = 128, views: int = 40, progress: bool = False) -> DepthMaps:
         """How deep some of the training views see: by the field, corrected by how well the pictures match
-        where it lies (`recon3d.stereo`).
+        where it lies, if they show one scene (`recon3d.stereo`).
 
         Args:
             side: longer side of the maps, pixels; pictures of less than half are enlarged twice only.
@@ -297,16 +291,17 @@ class Reconstruction:
         view = self.render(cameras)
         frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
         unit, focus = 1 / self.similarity.scale, self.similarity.centre
-        depth = corrected_depths(frames, cameras, view.depth, focus, 0.1 * unit, progress=progress)
+        corrected = corrected_depths(frames, cameras, view.depth, focus, 0.1 * unit, progress=progress)
         solid = view.opacity > 0.5
-        depth = torch.where(solid, depth, torch.zeros_like(depth))
-        inside = (cameras.unproject(depth) - focus).norm(dim=-1) < self.radius_m
-        known = agreed_by_most(cameras, depth, solid & inside, unit)
-        depth = torch.where(solid, known, torch.inf)
+        own, corrected = (depth.masked_fill(~solid, 0.0) for depth in (view.depth, corrected))
+        within = solid & ((cameras.unproject(corrected) - focus).norm(dim=-1) < self.radius_m)
+        steady = steadied(cameras, corrected, own, within, unit, 2 * self.voxel_m(cameras))
+        known = trusted(cameras, steady, within, unit)
+        depth = (own if known is None else known).masked_fill(~solid, torch.inf)
         if self.ignored is not None:
             shown = self.ignored[chosen].float()
             depth = depth.masked_fill(adaptive_max_pool2d(shown, depth.shape[1:]) > 0, 0.0)
-        return DepthMaps(chosen, cameras, depth)
+        return DepthMaps(chosen, cameras, depth, own=known is None)
 
     def voxel_m(self, cameras: Cameras) -> float:
         """What fusion of such cameras' depth resolves: a pixel's footprint at the focus, over 1.5."""
@@ -317,10 +312,10 @@ class Reconstruction:
     ) -> Mesh:
         """Surface around the point that the cameras look at, fused from `depth_maps` (new ones if none are
         given)."""
-        chosen, cameras, depth = maps or self.depth_maps(progress=progress)
-        frames = resized(self.frames[chosen.to(self.frames.device)], cameras.height, cameras.width)
-        depth = keep_inside(cameras, depth, self.similarity.centre, self.radius_m)
-        return fuse(frames, depth, cameras, voxel_m or self.voxel_m(cameras))
+        maps = maps or self.depth_maps(progress=progress)
+        cameras, chosen = maps.cameras, maps.chosen.to(self.frames.device)
+        frames = resized(self.frames[chosen], cameras.height, cameras.width)
+        return maps.fused(frames, self.similarity.centre, self.radius_m, voxel_m or self.voxel_m(cameras))
 
     def point_cloud(self) -> PointCloud:
         """The surface seen by each pixel of the training cameras, with colours and normals."""

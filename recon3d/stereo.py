@@ -1,4 +1,4 @@
-"""Depth maps corrected by what neighbouring pictures say, before they are fused (tensors only).
+"""Depth maps corrected by what neighbouring pictures say, before they are fused.
 
 A radiance field may explain every picture and still be centimetres off, because fog in front of a surface
 can look like the surface. So each depth map is swept: it is moved as a whole by many small offsets along its
@@ -8,7 +8,9 @@ each pixel; offsets are then smoothed where colour and depth are even, so that p
 their surroundings (weighted least squares, Farbman et al. 2008, reweighted against outliers: Geman and
 McClure 1987). Depth is then made of planes where the pictures allow: tables and walls are flat, and what
 tells the depth of a part of them tells it for the rest (second order smoothness, Woodford et al. 2008). What
-other views contradict in the end is dropped (Galliani et al. 2015, section 4.3).
+stands on them is round and plain: there the field, which saw its outlines from all around, is as good a
+guess, and the mean of two guesses is better than either. What other views contradict in the end is dropped
+(Galliani et al. 2015, section 4.3).
 """
 
 from functools import lru_cache
@@ -25,6 +27,7 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras
+from recon3d.mesh import large_planes
 from recon3d.views import resized
 
 DIFFERENT = 0.05  # mean squared difference of colours beyond which more does not count
@@ -33,7 +36,10 @@ FEWEST = 2  # pictures that must show a place
 SHARPNESS = 4.0  # how sharply worse matches are ruled out; chosen on a reference scene, as the next three
 STIFFNESS = 1e4  # weight of smoothness, 1 / (offset in parts of the reach)^2 at the unit below
 OUTLIER = 0.13  # residual, in parts of the reach, that counts little
-AGREEMENTS = (0.01, 0.02, 0.04)  # how well views must agree, in parts of a scene's unit, tried in turn
+AGREEMENT = 0.01  # how well views must agree, in parts of a scene's unit
+FLAT_SHARE = 0.1  # of the surface, that a plane must have to be taken for one
+FOG = 0.06  # in parts of a scene's unit; a correction of more is of a field that was not there yet
+MOST = 0.6  # of depths, on which views of one scene agree: .7 to .9 of reference scenes', .5 of dreams'
 CREASE = 1 / 35  # bend in parts of the finest reach, a pixel squared, that counts little
 EASING = (3, 2, 1, 1)  # how many creases a bend may have before it counts little, round by round
 UNTOLD = 0.3  # weight of depth that no picture tells, in parts of 1 / variance before any is looked at
@@ -259,6 +265,30 @@ def corrected_depths(
     return depth
 
 
+def steadied(
+    cameras: Cameras,
+    corrected: Float[Tensor, "n h w"],
+    own: Float[Tensor, "n h w"],
+    within: Bool[Tensor, "n h w"],
+    unit_m: float,
+    tolerance_m: float,
+) -> Float[Tensor, "n h w"]:
+    """Corrected depth, off large planes half way back to the field's `own` where it was near.
+
+    Args:
+        within: the pixels among whose surface planes are sought.
+        tolerance_m: from a plane, of what counts as on it.
+    """
+    points = cameras.unproject(corrected)
+    some = torch.randperm(int(within.sum()), generator=torch.Generator().manual_seed(0))[:8000]
+    flat = torch.zeros_like(within)
+    for plane in large_planes(points[within][some.to(points.device)], tolerance_m, FLAT_SHARE):
+        a, b, c, d = plane.tolist()
+        flat |= (points @ points.new_tensor([a, b, c]) + d).abs() < tolerance_m
+    apart = (corrected - own).abs() > FOG * unit_m
+    return torch.where(flat | apart, corrected, (corrected + own) / 2)
+
+
 def agreed(
     cameras: Cameras, depth: Float[Tensor, "n h w"], tolerance_m: float, fewest: int = 2
 ) -> Float[Tensor, "n h w"]:
@@ -276,14 +306,11 @@ def agreed(
     return kept
 
 
-def agreed_by_most(
-    cameras: Cameras, depth: Float[Tensor, "n h w"], within: Bool[Tensor, "n h w"], unit_m: float
-) -> Float[Tensor, "n h w"]:
-    """What is `agreed` as strictly as leaves half of the pixels `within`: views that do not quite show one
-    scene, as a model dreams them, still make a surface."""
-    kept = torch.zeros_like(depth)
-    for tolerance in AGREEMENTS:
-        kept = agreed(cameras, depth, tolerance * unit_m)
-        if (kept > 0)[within].float().mean() >= 0.5:
-            break
-    return kept
+def trusted(
+    cameras: Cameras, corrected: Float[Tensor, "n h w"], within: Bool[Tensor, "n h w"], unit_m: float
+) -> Float[Tensor, "n h w"] | None:
+    """Corrected depth with 0 where views do not agree on it; None where they do not on `MOST` of the pixels
+    `within`: such views do not quite show one scene, as a model dreams them, and what matches between them
+    misleads."""
+    known = agreed(cameras, corrected, AGREEMENT * unit_m)
+    return known if (known > 0)[within].float().mean() >= MOST else None

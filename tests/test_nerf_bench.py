@@ -9,8 +9,7 @@ import torch
 from probes.nerf_bench import Cost, Fit, scaling_figure, scaling_table, sooner
 from probes.poses_bench import PosesScore, summary, worst
 from probes.scenes_bench import cut_out, reference_scene
-from recon3d.mesh import Mesh, cleaned, fuse, keep_inside, nearest
-from recon3d.nerf import DepthMaps
+from recon3d.mesh import DepthMaps, Mesh, cleaned, fuse, keep_inside, nearest
 
 
 def fit(name: str, course: list[tuple[float, float]]) -> Fit:

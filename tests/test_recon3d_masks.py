@@ -48,7 +48,7 @@ def test_what_is_ignored_is_neither_learned_nor_scored_nor_a_surface(visited):
     assert told.held_out.psnr.mean().item() == pytest.approx(found, abs=1.0), "the walker does not count"
     assert fooled.held_out.psnr.mean() < told.held_out.psnr.mean() - 4
     assert told.held_out.fitted_psnr is not None and told.held_out.fitted_psnr.isfinite().all()
-    chosen, _, depth = told.depth_maps(side=SIDE)
+    chosen, _, depth, _ = told.depth_maps(side=SIDE)
     known = (~nerf.held_out_views(seen, cameras, 5)).nonzero()[:, 0][chosen]
     assert (depth[walker[known]] == 0).all() and (depth[~walker[known]] > 0).any()
 

@@ -28,7 +28,7 @@ from recon3d.nerf_model import RATES, OrreryNerfModel, OrreryNerfModelConfig
 from recon3d.nerfstudio_shims import allow_checkpoint_scalars, no_perceptual_download
 from recon3d.refinement import fitted_poses, psnr_after_gain, reanchored
 from recon3d.similarity import NothingReconstructed, Similarity, focus_similarity
-from recon3d.stereo import corrected_depths, steadied, trusted
+from recon3d.stereo import corrected_depths, on_planes, steadied, trusted, untold
 from recon3d.torchvision_operators import declare_missing_operators
 from recon3d.training_rays import TrainingRays, training_rays
 from recon3d.views import HeldOut, View, as_uint8, normals_from_depth, psnr, resized, score_held_out
@@ -295,8 +295,11 @@ class Reconstruction:
         solid = view.opacity > 0.5
         own, corrected = (depth.masked_fill(~solid, 0.0) for depth in (view.depth, corrected))
         within = solid & ((cameras.unproject(corrected) - focus).norm(dim=-1) < self.radius_m)
-        steady = steadied(cameras, corrected, own, within, unit, 2 * self.voxel_m(cameras))
+        flat = on_planes(cameras, corrected, within, 2 * self.voxel_m(cameras))
+        steady = steadied(corrected, own, flat, unit)
         known = trusted(cameras, steady, within, unit)
+        if known is not None:
+            known[within & ~flat & untold(frames, cameras, steady, focus, unit)] = 0.0
         depth = (own if known is None else known).masked_fill(~solid, torch.inf)
         if self.ignored is not None:
             shown = self.ignored[chosen].float()

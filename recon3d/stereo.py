@@ -10,7 +10,7 @@ McClure 1987). Depth is then made of planes where the pictures allow: tables and
 tells the depth of a part of them tells it for the rest (second order smoothness, Woodford et al. 2008). What
 stands on them is round and plain: there the field, which saw its outlines from all around, is as good a
 guess, and the mean of two guesses is better than either. What other views contradict in the end is dropped
-(Galliani et al. 2015, section 4.3).
+(Galliani et al. 2015, section 4.3), and what could as well be far away.
 """
 
 from functools import lru_cache
@@ -23,7 +23,7 @@ from scipy import sparse
 from scipy.sparse.linalg import cg
 from threadpoolctl import threadpool_limits
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate, pad
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, max_pool2d, pad
 from tqdm import tqdm
 
 from recon3d.cameras import Cameras
@@ -39,6 +39,10 @@ OUTLIER = 0.13  # residual, in parts of the reach, that counts little
 AGREEMENT = 0.01  # how well views must agree, in parts of a scene's unit
 FLAT_SHARE = 0.1  # of the surface, that a plane must have to be taken for one
 FOG = 0.06  # in parts of a scene's unit; a correction of more is of a field that was not there yet
+FAR = (2.0, 3.0, 6.0)  # in parts of a scene's unit; where a surface may be that is not told to be near
+ASIDE_DEG = 45.0  # from where what is near and what is far are far apart in a picture
+FEWEST_FAR = 6  # pictures that must show what is there
+MUCH = 5e-4  # by which its mean squared difference may be more, about six levels of 255
 MOST = 0.6  # of depths, on which views of one scene agree: .7 to .9 of reference scenes', .5 of dreams'
 CREASE = 1 / 35  # bend in parts of the finest reach, a pixel squared, that counts little
 EASING = (3, 2, 1, 1)  # how many creases a bend may have before it counts little, round by round
@@ -46,10 +50,15 @@ UNTOLD = 0.3  # weight of depth that no picture tells, in parts of 1 / variance 
 EDGE = 10.0  # how fast links weaken with a change of colour in [0, 1]
 
 
+def angles(cameras: Cameras, centre: Float[Tensor, " 3"]) -> Float[Tensor, "n n"]:
+    """Between the cameras' rays to the centre, degrees."""
+    rays = torch.nn.functional.normalize(cameras.centres - centre, dim=-1)
+    return torch.rad2deg(torch.acos((rays @ rays.T).clamp(-1, 1)))
+
+
 def neighbours(cameras: Cameras, centre: Float[Tensor, " 3"], count: int) -> Int[Tensor, "n k"]:
     """For each camera those whose rays to the centre make the least angle with its own, of at least 4 deg."""
-    rays = torch.nn.functional.normalize(cameras.centres - centre, dim=-1)
-    angle = torch.rad2deg(torch.acos((rays @ rays.T).clamp(-1, 1)))
+    angle = angles(cameras, centre)
     angle[angle < 4] = 360.0
     return angle.topk(min(count, len(cameras) - 1), largest=False).indices
 
@@ -265,28 +274,74 @@ def corrected_depths(
     return depth
 
 
-def steadied(
-    cameras: Cameras,
-    corrected: Float[Tensor, "n h w"],
-    own: Float[Tensor, "n h w"],
-    within: Bool[Tensor, "n h w"],
-    unit_m: float,
-    tolerance_m: float,
-) -> Float[Tensor, "n h w"]:
-    """Corrected depth, off large planes half way back to the field's `own` where it was near.
-
-    Args:
-        within: the pixels among whose surface planes are sought.
-        tolerance_m: from a plane, of what counts as on it.
-    """
-    points = cameras.unproject(corrected)
+def on_planes(
+    cameras: Cameras, depth: Float[Tensor, "n h w"], within: Bool[Tensor, "n h w"], tolerance_m: float
+) -> Bool[Tensor, "n h w"]:
+    """Which pixels see a large plane: less than the tolerance from one that runs through much of the surface
+    that is seen by the pixels `within`."""
+    points, flat = cameras.unproject(depth), torch.zeros_like(within)
     some = torch.randperm(int(within.sum()), generator=torch.Generator().manual_seed(0))[:8000]
-    flat = torch.zeros_like(within)
     for plane in large_planes(points[within][some.to(points.device)], tolerance_m, FLAT_SHARE):
         a, b, c, d = plane.tolist()
         flat |= (points @ points.new_tensor([a, b, c]) + d).abs() < tolerance_m
+    return flat
+
+
+def steadied(
+    corrected: Float[Tensor, "n h w"],
+    own: Float[Tensor, "n h w"],
+    flat: Bool[Tensor, "n h w"],
+    unit_m: float,
+) -> Float[Tensor, "n h w"]:
+    """Corrected depth, off large planes half way back to the field's `own` where it was near."""
     apart = (corrected - own).abs() > FOG * unit_m
     return torch.where(flat | apart, corrected, (corrected + own) / 2)
+
+
+def untold(
+    frames: UInt8[Tensor, "n h w 3"],
+    cameras: Cameras,
+    depth: Float[Tensor, "n h w"],
+    centre: Float[Tensor, " 3"],
+    unit_m: float,
+    count: int = 16,
+) -> Bool[Tensor, "n h w"]:
+    """Which pixels' surface could as well be far away, by the pictures of `count` neighbours: a plain wall's,
+    wherever a field puts it. Table tops are so, too, where they are plain: of planes this says nothing. Nor
+    does it where no neighbour stands far aside, as anything plain would seem so."""
+    angle, near = angles(cameras, centre), neighbours(cameras, centre, count)
+    pictures = rearrange(frames.float() / 255, "n h w c -> n c h w")
+    found = torch.zeros_like(depth)
+    for i in range(len(cameras)):
+        if angle[i, near[i]].max() < ASIDE_DEG:
+            continue
+        others = pictures[near[i]], cameras[near[i]]
+        here, _ = cost_at(pictures[i], cameras[i], depth[i], *others)
+        for part in FAR:
+            there = depth[i].clamp(min=part * unit_m)
+            cost, views = cost_at(pictures[i], cameras[i], there, *others)
+            found[i][(views >= FEWEST_FAR) & (cost <= here + MUCH)] = 1.0
+    kept = -max_pool2d(-found[:, None], 3, 1, 1)  # what is a pixel or two wide is chance
+    return max_pool2d(kept, 5, 1, 2)[:, 0] > 0
+
+
+def cost_at(
+    picture: Float[Tensor, "3 h w"],
+    camera: Cameras,
+    depth: Float[Tensor, "h w"],
+    pictures: Float[Tensor, "k 3 h w"],
+    cameras: Cameras,
+) -> tuple[Float[Tensor, "h w"], Int[Tensor, "h w"]]:
+    """Mean squared difference to the other pictures that show a place, and how many these are."""
+    pixels, z = cameras.project(camera.unproject(depth[None]).reshape(-1, 3))
+    size = pixels.new_tensor([cameras.width, cameras.height])
+    grid = rearrange(2 * pixels / size - 1, "k (h w) c -> k h w c", h=len(depth))
+    seen = (grid.abs() < 1).all(-1) & (z.view(grid.shape[:-1]) > 0)
+    colours = grid_sample(pictures, grid, align_corners=False, padding_mode="border")
+    difference = (colours - picture).square().mean(1).clamp(max=DIFFERENT)
+    difference = avg_pool2d(difference[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+    views = seen.sum(0)
+    return torch.where(views > 0, (difference * seen).sum(0) / views.clamp(min=1), DIFFERENT), views
 
 
 def agreed(

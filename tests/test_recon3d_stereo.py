@@ -14,10 +14,12 @@ from recon3d.stereo import (
     in_order,
     likely_offsets,
     neighbours,
+    on_planes,
     smoothed,
     steadied,
     swept_costs,
     trusted,
+    untold,
 )
 
 CENTRE = torch.tensor([0.0, 0.0, 0.15])
@@ -121,7 +123,7 @@ def test_a_correction_is_the_mean_of_two_guesses_off_planes_whole_on_them_and_wh
     noise = 0.01 * torch.randn(2, *depth.shape, generator=torch.Generator().manual_seed(0))
     fogged = depth > 1.9
     own, corrected = depth + noise[0] + 0.5 * fogged, depth + noise[1]
-    found = steadied(cameras, corrected, own, depth < 1.5, 1.5, 0.02)
+    found = steadied(corrected, own, on_planes(cameras, corrected, depth < 1.5, 0.02), 1.5)
     height = cameras.unproject(depth)[..., 2]
     table, things = (height.abs() < 1e-3) & ~fogged, (height > 0.06) & (depth < 1.5)
     assert torch.equal(found[fogged], corrected[fogged])
@@ -132,6 +134,22 @@ def test_a_correction_is_the_mean_of_two_guesses_off_planes_whole_on_them_and_wh
         return (guess - depth)[things].square().mean().sqrt()
 
     assert error(found) < 0.8 * min(error(own), error(corrected))
+
+
+def test_a_plain_wall_could_be_anywhere_behind_and_things_and_patterns_could_not():
+    """The walls that look alike from everywhere are drawn far too near, as a field may put them; the cameras
+    go around them, or hardly move."""
+    cameras = sweeps.orbit(24, elevation_deg=10.0, height=48, width=48)
+    frames, depth = render(cameras)
+    wall = depth.isinf()  # the sky is of one colour at each height
+    height = cameras.unproject(depth)[..., 2]
+    things = (height > 0.06) & (depth < 1.5)
+    found = untold(frames, cameras, torch.where(wall, 0.8, depth), CENTRE, 1.5)
+    assert found[wall].float().mean() > 0.7
+    assert found[things].float().mean() < 0.05
+    few = sweeps.arc(24, degrees=30, height=48, width=48)
+    frames, depth = render(few)
+    assert not untold(frames, few, depth.nan_to_num(posinf=0.8), CENTRE, 1.5).any()
 
 
 def test_offsets_are_those_of_least_cost_and_vary_where_costs_are_flat():

@@ -147,7 +147,7 @@ def test_a_plain_wall_could_be_anywhere_behind_and_things_and_patterns_could_not
     found = untold(frames, cameras, torch.where(wall, 0.8, depth), CENTRE, 1.5)
     assert found[wall].float().mean() > 0.7
     assert found[things].float().mean() < 0.05
-    few = sweeps.arc(24, degrees=30, height=48, width=48)
+    few = sweeps.arc(24, degrees=30.0, height=48, width=48)
     frames, depth = render(few)
     assert not untold(frames, few, depth.nan_to_num(posinf=0.8), CENTRE, 1.5).any()
 

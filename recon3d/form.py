@@ -114,7 +114,8 @@ def shaped(
     turn = torch.eye(3, dtype=torch.float64)
     if form.extract and len(scene.faces):
         cut = None if masks is None else _masks_of(result, masks, chosen.cpu(), cameras)
-        found = extract(scene, depth, cameras, focus, voxel_m, frames=frames, masks=cut, seed=seed)
+        even = voxel_m * (2 if maps.own else 1)  # where views differ, tables are not quite flat
+        found = extract(scene, depth, cameras, focus, even, frames=frames, masks=cut, seed=seed)
         scene, turn = found.mesh, level_turn(found.plane)
     if not len(scene.faces):
         return Shape(scene, scene, scene, turn, form.extract)

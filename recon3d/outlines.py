@@ -28,6 +28,7 @@ FEWEST_PIXELS = 30  # to know the colours of a side by
 WHOLE = 1000  # a unit of weight, for flows that are whole numbers
 WRONG = 0.05  # share of the views whose outlines may be
 SLACK_PX = 0.25  # by how much of a pixel, on average, views that err say too much
+MOST_KNOWN = 4000  # pixels beside an outline; of more every so manieth counts
 NUDGE = 0.1  # beyond what will just do, in parts of the carving's reach
 
 
@@ -89,6 +90,8 @@ def _likelihood(
     `shade` below 1, known ones count at whatever share of their light, from that on, is most alike."""
     at, places = (torch.from_numpy(np.argwhere(which)).float() for which in (asked, known))
     colour, colours = (torch.from_numpy(picture[which]).float() for which in (asked, known))
+    if len(places) > MOST_KNOWN:
+        places, colours = (each[:: -(-len(each) // MOST_KNOWN)] for each in (places, colours))
     near = torch.exp(-torch.cdist(at, places).square() / (2 * reach_px**2))
     left = (colour @ colours.T / colours.square().sum(1).clamp_min(1e-6)).clamp(shade, 1.0)
     far = (colour[:, None] - left[..., None] * colours).square().sum(-1)

@@ -19,6 +19,7 @@ from recon3d.mesh import silhouettes
 PLAIN = Form()
 PROMPT = "prompt:"
 Dream = Callable[[str, int], Capture]
+OWN = "views do not show quite one scene: the surface is the field's own, of what they have in common"
 SCRAPS = 0.1  # of the pixels of held-out views; a scene's mesh that covers less is not much of it
 
 UNKNOWN_SCALE = (
@@ -155,6 +156,8 @@ def write_asset(
         return 3
     for line in write_shape(shape, output, form, unit, seed):
         print(line)
+    if shape.own:
+        print(OWN)
     scores = result.held_out
     covered = silhouettes(shape.mesh, cameras[scores.views]).float().mean().item()
     scraps = ": fragments; take more views, closer together" if covered < SCRAPS and not form.extract else ""

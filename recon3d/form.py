@@ -73,6 +73,7 @@ class Shape:
         shown: the same, or under its texture.
         turn: the rotation that stands it on its base.
         extracted: whether it is one thing without its surroundings.
+        own: whether it is the radiance field's own surface (`recon3d.mesh.DepthMaps`).
     """
 
     solid: Mesh
@@ -80,6 +81,7 @@ class Shape:
     shown: Mesh | Textured
     turn: Float[Tensor, "3 3"]
     extracted: bool
+    own: bool = False
 
 
 def shaped(
@@ -97,10 +99,10 @@ def shaped(
     Raises:
         NothingExtracted: no thing can be told from its surroundings.
     """
-    if not form.extract and not form.texture:
-        mesh = decimated(cleaned(result.mesh(progress=progress)), form.most_faces)
-        return Shape(mesh, mesh, mesh, torch.eye(3, dtype=torch.float64), False)
     maps = result.depth_maps(progress=progress)
+    if not form.extract and not form.texture:
+        mesh = decimated(cleaned(result.mesh(maps=maps)), form.most_faces)
+        return Shape(mesh, mesh, mesh, torch.eye(3, dtype=torch.float64), False, maps.own)
     maps = maps._replace(cameras=maps.cameras.to("cpu"), depth=maps.depth.cpu())
     chosen, cameras, depth, _ = maps
     pictures = result.frames[chosen.to(result.frames.device)].cpu()
@@ -118,12 +120,12 @@ def shaped(
         found = extract(scene, depth, cameras, focus, even, frames=frames, masks=cut, seed=seed)
         scene, turn = found.mesh, level_turn(found.plane)
     if not len(scene.faces):
-        return Shape(scene, scene, scene, turn, form.extract)
+        return Shape(scene, scene, scene, turn, form.extract, maps.own)
     shots = Shots(pictures, depth, own, 2 * voxel_m)
     mesh = decimated(scene, form.most_faces)
     mesh = painted(mesh, shots) if form.extract else mesh
     shown = textured(mesh, form.texture, shots) if form.texture else mesh
-    return Shape(scene, mesh, shown, turn, form.extract)
+    return Shape(scene, mesh, shown, turn, form.extract, maps.own)
 
 
 def write_shape(shape: Shape, output: Path, form: Form, unit: str = "metres", seed: int = 0) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import recon3d.outlines
 from recon3d import sweeps
 from recon3d.extraction import Grid, carved, closed, outlined, plane_depths
 from recon3d.mesh import Mesh, camera_depths, silhouettes
@@ -35,6 +36,14 @@ def test_an_outline_goes_to_where_colours_change(rough):
     truth = disc(20)
     found = outline(coloured(truth), rough, NONE, NONE)
     assert iou(rough, truth) < 0.9 < 0.99 < iou(found, truth)
+
+
+def test_an_outline_hardly_depends_on_how_many_of_the_pixels_beside_it_are_asked(monkeypatch):
+    truth, rough = disc(20), disc(22)
+    whole = outline(coloured(truth), rough, NONE, NONE)
+    monkeypatch.setattr(recon3d.outlines, "MOST_KNOWN", 150)
+    few = outline(coloured(truth), rough, NONE, NONE)
+    assert iou(few, whole) > 0.99
 
 
 @pytest.mark.parametrize(

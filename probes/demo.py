@@ -338,7 +338,7 @@ def _asset(folder: Path, who: str, suffix: str, rebuilt: Rebuilt, section: str) 
     ]
     if len(surface.faces):
         asset = assets.write(surface, folder / f"asset{suffix}.glb")
-        media.append(Media(asset, f"{who}: the mesh, {len(surface.faces):,} triangles", section))
+        media.append(Media(asset, f"{len(surface.faces):,} triangles", section))
     return media
 
 

@@ -210,8 +210,15 @@ def _gallery(media: Sequence[Media], out_dir: Path) -> str:
         sections.setdefault(item.section, []).append(item)
     parts = []
     for section, items in sections.items():
-        figures = "".join(_figure(_shown(item.path, out_dir, item.caption), item.caption) for item in items)
-        parts.append(f'<h2>{html.escape(section)}</h2><div class="grid">{figures}</div>')
+        figures: list[tuple[str, str]] = []
+        for item in items:
+            shown, caption = _shown(item.path, out_dir, item.caption), item.caption
+            if figures and item.path.suffix.lower() not in MIME:  # a file stands below the picture of it
+                before, said = figures.pop()
+                shown, caption = before + shown, f"{said}; {caption}"
+            figures.append((shown, caption))
+        cards = "".join(_figure(*figure) for figure in figures)
+        parts.append(f'<h2>{html.escape(section)}</h2><div class="grid">{cards}</div>')
     return "".join(parts)
 
 
@@ -320,7 +327,7 @@ figure img, figure video { display: block; width: 100%; image-rendering: pixelat
 figure img.chart { image-rendering: auto; }
 figcaption { padding: 8px 12px; font-size: 13px; }
 a { color: inherit; }
-a.file { display: block; padding: 24px 12px; text-align: center; }
+a.file { display: block; padding: 12px 12px 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 9px 12px; border-bottom: 1px solid var(--line); }

@@ -45,7 +45,7 @@ def test_the_page_stands_alone_and_escapes_names(tmp_path, media):
     assert "free fall &lt;acceleration&gt;" in text and "<acceleration>" not in text
     assert "a &lt;b&gt; &amp; c" in text
     assert 'src="data:video/mp4;base64,' in text and 'src="data:image/png;base64,' in text
-    assert 'href="asset.glb"' in text
+    assert 'href="asset.glb"' in text and "mesh; download" in text, "a file stands below the picture of it"
     assert "http://" not in text and "https://" not in text
     assert (
         "<b>4.9</b>" in text and "0.50" in text and "cannot judge" in text and "no view was held out" in text
